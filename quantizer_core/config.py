@@ -1,0 +1,151 @@
+"""QuantizationConfig: every choice of a conversion as frozen, validated data that round-trips through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from quantizer_core.errors import ConfigError, nearest
+
+CALIBRATION_METHODS = ("minmax", "moving_average", "percentile", "kl", "mse")
+REDUCE_RANGE = ("auto", "on", "off")
+PREPROCESS_KINDS = ("tensors", "image", "module")
+NORMALIZATIONS = ("none", "unit", "inception", "torch", "caffe")
+RESIZES = ("stretch", "crop")
+
+
+def _tuples(instance: object, *names: str) -> None:
+    for name in names:
+        value = getattr(instance, name)
+        if isinstance(value, str):
+            raise ConfigError(f"{name} must be a list of names, not the string {value!r}")
+        object.__setattr__(instance, name, tuple(value))
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}{nearest(str(value), allowed)}; choose one of {', '.join(allowed)}")
+
+
+def _from_mapping(cls: type, values: Mapping[str, Any]) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{cls.__name__} must be a JSON object, not {type(values).__name__}")
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown option {key!r} in {cls.__name__}{nearest(key, known)}")
+    return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """How a serialized ``tf.Example`` becomes the graph's input tensors (and its label).
+
+    Attributes:
+      kind: ``tensors`` reads each graph input from a numeric feature; ``image`` decodes, resizes and normalises an
+        encoded image; ``module`` calls ``preprocess`` of ``module_file``.
+      features: for ``tensors``: graph input name → feature name; an input not named is read from the feature of its
+        own name. The feature is reshaped to the input's shape without its batch dimension and cast to its dtype.
+      image_key: for ``image``: the feature with the JPEG, PNG, GIF or BMP bytes.
+      image_size: for ``image``: (height, width) in pixels; empty takes them from the graph's input, which must then
+        fix them.
+      resize: for ``image``: ``stretch`` resizes bilinearly to the size; ``crop`` resizes the shorter side to 8/7 of
+        the size and cuts out the centre.
+      normalize: for ``image``: ``none`` keeps 0…255; ``unit`` x/255; ``inception`` x/127.5 - 1; ``torch``
+        (x/255 - mean)/std with ImageNet's RGB statistics; ``caffe`` RGB minus (123.68, 116.78, 103.94).
+      bgr: for ``image``: swap the channels to BGR after normalising.
+      module_file: for ``module``: a Python file with ``FEATURES`` (feature name → tf.io.FixedLenFeature or
+        VarLenFeature) and ``preprocess(features) -> {graph input name: tensor}`` for one example (no batch dimension).
+      label_key: the integer feature with the class; empty means that examples carry no label.
+      label_offset: added to the label to give the index of the graph's output (1 for 1001-class models).
+    """
+
+    kind: str = "tensors"
+    features: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    image_key: str = "image/encoded"
+    image_size: tuple[int, ...] = ()
+    resize: str = "stretch"
+    normalize: str = "none"
+    bgr: bool = False
+    module_file: str = ""
+    label_key: str = ""
+    label_offset: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("preprocess kind", self.kind, PREPROCESS_KINDS)
+        _choice("resize", self.resize, RESIZES)
+        _choice("normalize", self.normalize, NORMALIZATIONS)
+        _tuples(self, "image_size")
+        object.__setattr__(self, "features", dict(self.features))
+        if len(self.image_size) not in (0, 2) or any(not isinstance(s, int) or s <= 0 for s in self.image_size):
+            raise ConfigError(f"image_size must be empty or two positive integers, not {self.image_size!r}")
+        if (self.kind == "module") != bool(self.module_file):
+            raise ConfigError("module_file goes with preprocess kind 'module', and only with it")
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationConfig:
+    """Every choice of a conversion. Frozen; invalid values raise ``ConfigError`` at construction.
+
+    Attributes:
+      inputs: names of the graph's input nodes; empty: all Placeholders.
+      outputs: names of the graph's output nodes; empty: the nodes that no one reads.
+      excluded_ops: op types that stay FP32.
+      excluded_nodes: node names that stay FP32.
+      per_channel: one weight scale per output channel where the kernel allows it, else one per tensor.
+      calibration_method: how a histogram becomes a range (see ``quantizer_core.calibration.methods``).
+      percentile: for ``percentile``: share of the values, in percent, that the range covers; in (50, 100].
+      reduce_range: 7-bit weights, which CPUs without VNNI need for exact sums: ``auto`` asks the CPU.
+      bias_correction: shift biases by the mean error that rounding the weights makes on the calibration data.
+      batch_size: examples per step in calibration and evaluation (1 where the graph fixes its batch at 1).
+      max_bad_fraction: largest share of unreadable examples, in [0, 1], that calibration and evaluation accept.
+      preprocess: how an example becomes the graph's inputs.
+    """
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    excluded_ops: tuple[str, ...] = ()
+    excluded_nodes: tuple[str, ...] = ()
+    per_channel: bool = True
+    calibration_method: str = "minmax"
+    percentile: float = 99.99
+    reduce_range: str = "auto"
+    bias_correction: bool = True
+    batch_size: int = 16
+    max_bad_fraction: float = 0.01
+    preprocess: PreprocessConfig = PreprocessConfig()
+
+    def __post_init__(self) -> None:
+        _tuples(self, "inputs", "outputs", "excluded_ops", "excluded_nodes")
+        _choice("calibration_method", self.calibration_method, CALIBRATION_METHODS)
+        _choice("reduce_range", self.reduce_range, REDUCE_RANGE)
+        if isinstance(self.preprocess, Mapping):
+            object.__setattr__(self, "preprocess", _from_mapping(PreprocessConfig, self.preprocess))
+        if not 50 < self.percentile <= 100:
+            raise ConfigError(f"percentile must lie in (50, 100], not {self.percentile!r}")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigError(f"batch_size must be a positive integer, not {self.batch_size!r}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
+
+    def to_json(self) -> str:
+        """Returns JSON with sorted keys; ``from_json`` gives an equal config back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> QuantizationConfig:
+        """Reads ``to_json``'s form; options left out take their defaults.
+
+        Raises:
+          ConfigError: if the text is no JSON object, or names an unknown option (the nearest is named).
+        """
+        try:
+            values = json.loads(text) if text.strip() else {}
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"the quantization config is no valid JSON: {error}") from None
+        return _from_mapping(cls, values)

@@ -1,0 +1,75 @@
+"""The plain data that the steps of a conversion hand to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from tensorflow.core.framework import graph_pb2
+
+
+class Range(NamedTuple):
+    """A closed interval of float values that a tensor is quantised for."""
+
+    min: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """A graph input: node name, dtype name (``float32``, ``uint8``, ``string``…) and shape.
+
+    ``shape`` is None where the rank is unknown; -1 stands for an unknown dimension.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+    @property
+    def batch(self) -> int | None:
+        """The batch dimension: None if unknown or absent, else its fixed size."""
+        if not self.shape or self.shape[0] < 0:
+            return None
+        return self.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedTensor:
+    """A tensor of the FP32 graph to watch during calibration.
+
+    Attributes:
+      name: tensor name in GraphDef spelling (``a`` or ``a:1``).
+      channel_axis: axis whose means bias correction needs (the input channels of a convolution or matrix
+        multiplication: -1, or 1 for NCHW), or None.
+    """
+
+    name: str
+    channel_axis: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RewriteReport:
+    """What one rewrite rule did: its name and the names of the nodes that it changed or folded, in graph order."""
+
+    rule: str
+    nodes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedGraph:
+    """An FP32 inference graph after all rewrites, and what to watch in it.
+
+    Attributes:
+      graph_def: equal in function to the input graph between ``inputs`` and ``outputs``.
+      inputs: the graph's inputs, in the order given.
+      outputs: node names of the outputs.
+      observed: tensors whose values calibration must see, sorted by name.
+      rewrites: one report a rule, in order of application.
+    """
+
+    graph_def: graph_pb2.GraphDef
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    observed: tuple[ObservedTensor, ...]
+    rewrites: tuple[RewriteReport, ...]
