@@ -102,7 +102,7 @@ def test_the_bias_of_a_signed_input_has_the_right_scale():
     """A bias as large as the products: on a scale of 255 steps instead of 127 it would halve."""
 
     def define(net, x):
-        y = tf.nn.conv2d(tf.tanh(x), net.weights(1, 1, 8, 8), 1, "SAME")
+        y = tf.nn.conv2d(tf.tanh(x), net.weights(3, 3, 8, 8), 1, "SAME")
         return tf.nn.bias_add(y, tf.constant(np.linspace(-4, 4, 8).astype(np.float32)))
 
     _, plan = int8_of(define, error=0.02)

@@ -175,16 +175,28 @@ def _carried(emitter: Emitter, source: str, channels: int) -> IntTensor:
     )  # fmt: skip
 
 
-def matmul_error(rows: int, per_channel: bool, bits: int) -> float:
-    """Returns the error of the matrix multiplication kernel over 1/255 of its largest result (it is not rounded)."""
+def product_error(op: str, source: str, rows: int, per_channel: bool, bits: int) -> float:
+    """Returns the error of a matrix multiplication with float results over 1/255 of its largest one (none is rounded).
+
+    Args:
+      op: ``MatMul``, or ``Conv2D`` for a 1×1 convolution over ``rows`` images of 3×4.
+      source: dtype of what it reads.
+      rows: rows, or images.
+      per_channel: a weight scale for each output.
+      bits: width of the weights.
+    """
     rng = np.random.default_rng(3)
-    values = random_input(rng, (rows, 48), QUINT8, 2.0)
+    pointwise = op == "Conv2D"
+    values = random_input(rng, (rows, 3, 4, 48) if pointwise else (rows, 48), source, 2.0)
     raw = (rng.normal(size=(48, 10)) * np.arange(1, 11)).astype(np.float32)
     weights = quantize_weights(raw, per_channel=per_channel, bits=bits)
     bias = rng.normal(size=10).astype(np.float32)
-    graph, emitter = new_graph(x=values.shape)
-    out = emitter.matmul("matmul", emitter.quantize("x", "q", QUINT8, 2.0), weights, bias)
     exact = values.astype(np.float64) @ dequantized(weights) + bias
+    graph, emitter = new_graph(x=values.shape)
+    if pointwise:
+        weights = dataclasses.replace(weights, codes=weights.codes[None, None])
+    multiply = emitter.pointwise if pointwise else emitter.matmul
+    out = multiply("product", emitter.quantize("x", "q", source, 2.0), weights, bias)
     return float(np.abs(run(graph, out, {"x": values}) - exact).max() / (np.abs(exact).max() / 255))
 
 
@@ -248,7 +260,8 @@ def quick_check() -> tuple[CheckResult, ...]:
     ]
     as_convolution = partial(matmul_as_convolution_error, 5, QINT8, QINT8, bits)
     checks += [
-        ("MatMul|quint8->float32", 0.01, partial(matmul_error, 5, True, bits)),
+        ("MatMul|quint8->float32", 0.01, partial(product_error, "MatMul", QUINT8, 5, True, bits)),
+        ("Conv2D|qint8->float32|as matrix product", 0.01, partial(product_error, conv, QINT8, 5, True, bits)),
         ("MatMul|qint8->qint8|as convolution", HALF_STEP, as_convolution),
         ("MaxPool|qint8", 0.01, partial(pool_error, "MaxPool", QINT8, "SAME", 3, 2)),
         ("AvgPool|quint8", HALF_STEP, partial(pool_error, "AvgPool", QUINT8, "SAME", 3, 2)),

@@ -122,6 +122,15 @@ class Emitter:
             "Sub", f"{name}/offset", [result, self.range_const(offset, source.name)], T=tf.float32
         )
 
+    def shift_up(self, source: IntTensor, name: str) -> tuple[IntTensor, float]:
+        """Returns a qint8 tensor as quint8 codes 128 higher, and by what that shifts the values; no code is lost."""
+        plain = self.as_plain(source, f"{name}/plain")
+        half = self.const(f"{name}/sign_bit", np.array(128, np.uint8), beside=source.name)
+        bits = self.graph.add_node("Bitcast", f"{name}/bits", [plain], T=tf.int8, type=tf.uint8)
+        moved = self.graph.add_node("BitwiseXor", f"{name}/codes", [bits, half], T=tf.uint8)
+        step = source.limit / LEVELS[QINT8]
+        return self.from_plain(moved, IntTensor(name, QUINT8, 255 * step), name), 128 * step
+
     def reshape(self, source: IntTensor, shape: Sequence[int], name: str) -> IntTensor:
         """Reshapes an integer tensor; nothing is copied."""
         wanted = self.const(f"{name}/shape", np.asarray(shape, np.int32), beside=source.name)
@@ -224,22 +233,23 @@ class Emitter:
 
     def matmul(self, name: str, source: IntTensor, weights: QuantizedWeights, bias: np.ndarray,
                device: str = "") -> str:  # fmt: skip
-        """Adds a matrix multiplication of a quint8 tensor with a bias and a float32 output.
+        """Adds a matrix multiplication with a bias and a float32 output.
 
-        The kernel knows one weight scale a tensor; scales per channel are applied to its float output, and the bias
-        is divided by them beforehand.
+        The kernel reads quint8: signed codes are shifted up. It knows one weight scale a tensor; scales per channel
+        are applied to its float output, and the bias is divided by them beforehand.
 
         Args:
           name: name of the node whose output is the result, made unique.
-          source: quint8 [rows, inputs].
+          source: [rows, inputs].
           weights: codes [inputs, outputs] and their scales.
           bias: float32 [outputs].
 
         Returns:
           The name of the float32 tensor [rows, outputs].
         """
-        if source.dtype != QUINT8:
-            raise ValueError(f"{name}: the matrix multiplication kernel takes quint8 alone")
+        if source.dtype == QINT8:
+            source, shift = self.shift_up(source, f"{name}/shifted")
+            bias = bias - shift * weights.dequantized().sum(axis=0, dtype=np.float64)
         per_channel = weights.limits.ndim == 1
         limits = weights.limits if per_channel else np.float32(weights.limits)
         scale = limits if per_channel else np.float32(1)
@@ -260,6 +270,41 @@ class Emitter:
             return out
         scale_const = self.const(f"{name}/weight_scale", np.asarray(scale, np.float32), beside=source.name)
         return self.graph.add_node("Mul", name, [out, scale_const], device=device, T=tf.float32)
+
+    def pointwise(self, name: str, source: IntTensor, weights: QuantizedWeights, bias: np.ndarray,
+                  device: str = "") -> str:  # fmt: skip
+        """Adds a 1×1 convolution of stride 1 as a matrix multiplication of its positions, with a float32 output.
+
+        Args:
+          name: name of the node whose output is the result, made unique.
+          source: [batch, height, width, inputs].
+          weights: codes [1, 1, inputs, outputs] and their scales.
+          bias: float32 [outputs].
+          device: device string of the nodes.
+
+        Returns:
+          The name of the float32 tensor [batch, height, width, outputs].
+        """
+        inputs, outputs = weights.codes.shape[2:]
+        matrix = dataclasses.replace(weights, codes=weights.codes[0, 0])
+        rows = self.matmul(
+            f"{name}/product", self.reshape(source, (-1, inputs), f"{name}/rows"), matrix, bias, device
+        )  # fmt: skip
+        # Of these ops TensorFlow knows the static part of the shape that they make.
+        whole = self.graph.add_node(
+            "Shape", f"{name}/source_shape", [source.name], T=getattr(tf, source.dtype), out_type=tf.int32
+        )
+        zero, three, one, axis, width = (
+            self.const(f"{name}/{word}", np.array(value, np.int32), beside=source.name)
+            for word, value in (("begin", [0]), ("end", [3]), ("step", [1]), ("axis", 0), ("outputs", [outputs]))
+        )
+        positions = self.graph.add_node(
+            "StridedSlice", f"{name}/positions", [whole, zero, three, one], T=tf.int32, Index=tf.int32
+        )
+        shape = self.graph.add_node(
+            "ConcatV2", f"{name}/shape", [positions, width, axis], N=2, T=tf.int32, Tidx=tf.int32
+        )
+        return self.graph.add_node("Reshape", name, [rows, shape], T=tf.float32, Tshape=tf.int32)
 
     def pool(self, op: str, name: str, source: IntTensor, *, ksize: Sequence[int], strides: Sequence[int],
              padding: str, device: str = "") -> IntTensor:  # fmt: skip

@@ -153,7 +153,8 @@ class _Lowering:
         anchor = self.graph.node(node.name)
         weights = self.parameters[node.name].weights
         source = self._source(node.sources[0])
-        name = self.emitter.matmul(f"{node.output}/int8", source, weights, self._bias(node), anchor.device)
+        multiply = self.emitter.matmul if anchor.op == "MatMul" else self.emitter.pointwise
+        name = multiply(f"{node.output}/int8", source, weights, self._bias(node), anchor.device)
         self._keep_control(node, name)
         self._take_place(name, node.output)
 

@@ -49,6 +49,11 @@ _SUM = (
     "a sum's summand must be held by no one else and have the result's shape, or the process ends: it is emitted "
     "only inside a function that copies it and checks its shape",
 )
+_PRODUCT = (
+    "the kernel reads quint8: qint8 codes c are handed to it as c + 128, and the bias takes the shift back",
+    "mode MIN_FIRST with a float bias gives garbage", "transpose_b is ignored: the constant is transposed",
+    "scales per channel are refused: they multiply the float result instead",
+)  # fmt: skip
 _NARROW = ((QUINT8, 7), (QINT8, 7))
 
 SAFE: tuple[SafeKernel, ...] = (
@@ -65,11 +70,13 @@ SAFE: tuple[SafeKernel, ...] = (
          "each output channel sums few products: 8-bit weights do not saturate over quint8"),
     ),
     SafeKernel(
-        "MatMul", "matmul", "QuantizedMatMulWithBiasAndDequantize", (QUINT8,), (FLOAT32,), ("BiasAdd", "Dequantize"),
-        (), False, False, _NARROW,
-        ("mode MIN_FIRST with a float bias gives garbage: a signed tensor is shifted to quint8 instead, and the bias "
-         "takes the shift back", "transpose_b is ignored: the constant is transposed",
-         "scales per channel are refused: they multiply the float result instead"),
+        "MatMul", "matmul", "QuantizedMatMulWithBiasAndDequantize", BOTH, (FLOAT32,), ("BiasAdd", "Dequantize"),
+        (), False, False, _NARROW, _PRODUCT,
+    ),
+    SafeKernel(
+        "Conv2D", "matmul", "QuantizedMatMulWithBiasAndDequantize", BOTH, (FLOAT32,), ("BiasAdd", "Dequantize"),
+        ("SAME", "VALID"), False, False, _NARROW,
+        ("1×1 filters of stride 1 whose result floats alone read: there it is not rounded", *_PRODUCT),
     ),
     SafeKernel(
         "MatMul", "matmul_as_convolution", "_FusedQuantizedConv2D", BOTH, BOTH, ("BiasAdd", "Relu", "Requantize"),

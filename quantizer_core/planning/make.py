@@ -166,14 +166,14 @@ class _Planner:
     def _offset_entry(self, tensor: str, readers: list[Step]) -> TensorPlan | None:
         """A signed float tensor that is coded as quint8 above its minimum, where all that reads it can take that.
 
-        Matrix multiplications with float results can, which have no kernel for qint8; and convolutions that pad
-        nothing (a code of zero would not stand for zero), where the shorter range saves much of the step: behind x ·
-        sigmoid(x), which is never below -0.28, half of it.
+        Matrix products with float results can, which read quint8 alone; and convolutions that pad nothing (a code of
+        zero would not stand for zero), where the shorter range saves much of the step: behind x · sigmoid(x), which
+        is never below -0.28, half of it.
         """
         found = self._range(tensor, signed=True)
         low, high = min(found.min, 0.0), max(found.max, 0.0)
         lopsided = -low < LOPSIDED * high
-        if not all((s.op == "MatMul" and not s.integer) or (lopsided and self._pads_nothing(s)) for s in readers):
+        if not all((s.form == "matmul" and not s.integer) or (lopsided and self._pads_nothing(s)) for s in readers):
             return None
         limit = max(high - low, SMALLEST_LIMIT)
         if lopsided:  # zero gets a code of its own, as it has many readings there
@@ -247,19 +247,8 @@ class _Planner:
     # --- nodes ----------------------------------------------------------------------------------------------------
 
     def _node(self, step: Step, tensors: dict[str, TensorPlan]) -> NodePlan:
-        """Gives a step its kernel; a matrix multiplication over signed codes becomes a convolution."""
-        form, output, fused = step.form, step.output, step.fused
-        if form == "matmul" and (step.integer or tensors[step.sources[0]].dtype == QINT8):
-            form = "matmul_as_convolution"
-            if not step.integer:
-                group = self.groups[step.name]
-                output = group.output
-                fused = tuple(name for name in (group.bias, group.relu) if name)
-                signed = not self.signs.nonnegative(output)
-                limit = self._limit(output, signed)
-                if group.relu and self.graph.node(group.relu).op == "Relu6":
-                    limit = min(limit, 6.0)
-                tensors[output] = TensorPlan(output, QINT8 if signed else QUINT8, limit)
+        """Gives a step its kernel; a matrix multiplication whose result is read as codes becomes a convolution."""
+        form = "matmul_as_convolution" if step.form == "matmul" and step.integer else step.form
         kernel = safe.kernel_of(step.op, form)
         bits = safe.weight_bits(step.op, form, tensors[step.sources[0]].dtype, narrow=self.reduced)
         return NodePlan(
@@ -268,8 +257,8 @@ class _Planner:
             quantized=True,
             reason=step.note,
             kernel=kernel.kernel if kernel else "",
-            fused=fused,
-            output=output,
+            fused=step.fused,
+            output=step.output,
             sources=step.sources,
             summand=step.summand,
             padding=step.padding,

@@ -46,8 +46,8 @@ class NodePlan:
       sources: tensors that it reads as integers (the input; all inputs of a concatenation).
       summand: tensor that a fused sum adds, or "".
       padding: explicit padding (eight widths) that the kernel takes over from a Pad before it, or empty.
-      form: how the node is lowered: ``convolution``, ``matmul`` (float32 result), ``matmul_as_convolution``, ``pool``,
-        ``concat``, ``move``; "" if it is not.
+      form: how the node is lowered: ``convolution``, ``matmul`` (float32 result; of a 1×1 convolution too),
+        ``matmul_as_convolution``, ``pool``, ``concat``, ``move``; "" if it is not.
       weight_bits: 8 or 7 for nodes with weights, else 0.
       per_channel: one weight scale for each output channel.
     """

@@ -17,10 +17,11 @@ class Step:
 
     Attributes:
       name, op: the candidate node.
-      form: ``convolution``, ``matmul``, ``pool``, ``concat`` or ``move``.
+      form: ``convolution``, ``matmul`` (that of a MatMul, or of a 1×1 convolution with a float32 result), ``pool``,
+        ``concat`` or ``move``.
       sources: tensors read as integers.
       output: the tensor produced.
-      integer: whether the output is integers (False: float32, of a matrix multiplication that no one reads as such).
+      integer: whether the output is integers (False: float32, of a matrix product that no one reads as such).
       fused: further nodes that the kernel computes.
       summand: the tensor that a fused sum adds, or "".
       padding: explicit padding that the kernel takes over from a Pad.
@@ -133,13 +134,30 @@ class Structure:
             group.anchor, group.op, "convolution", (group.source,), group.stem, True, bias, padding=group.padding
         )  # fmt: skip
         residual = group.residual
-        if residual is None:
-            return dataclasses.replace(step, output=group.output, fused=bias + ((group.relu,) if group.relu else ()))
-        reason = self._bans.sums.get(residual.add) or self.sum_refusal(group, residual)
-        if reason:
-            return dataclasses.replace(step, note=f"sum {residual.add!r} is not fused: {reason}")
-        fused = (*bias, residual.add, residual.relu)
-        return dataclasses.replace(step, fused=fused, output=residual.relu, summand=residual.summand)
+        if residual is not None:
+            reason = self._bans.sums.get(residual.add) or self.sum_refusal(group, residual)
+            if not reason:
+                fused = (*bias, residual.add, residual.relu)
+                return dataclasses.replace(step, fused=fused, output=residual.relu, summand=residual.summand)
+            step = dataclasses.replace(step, note=f"sum {residual.add!r} is not fused: {reason}")
+        if not self._wanted[group.output] and self._is_product(group):
+            return dataclasses.replace(step, form="matmul", integer=False)
+        return dataclasses.replace(step, output=group.output, fused=bias + ((group.relu,) if group.relu else ()))
+
+    def _is_product(self, group: Group) -> bool:
+        """Tells whether a convolution is a matrix product of its positions: 1×1, nothing skipped, nothing padded.
+
+        Where floats alone read its result, the kernel for matrix products gives them unrounded, as fast.
+        """
+        anchor = self._graph.node(group.anchor)
+        shape = self._graph.constant_shape(anchor.input[1]) or ()
+        return (
+            group.op == "Conv2D"
+            and tuple(shape[:2]) == (1, 1)
+            and set(anchor.attr["strides"].list.i) == {1}
+            and anchor.attr["padding"].s in (b"SAME", b"VALID")
+            and not group.padding
+        )
 
     def sum_refusal(self, group: Group, residual: Residual) -> str:
         """Returns why a sum may not be fused into a convolution, or "".

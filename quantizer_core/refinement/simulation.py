@@ -48,6 +48,7 @@ class Simulation:
         emitter = Emitter(graph)
         filters = {node.name: filter_of(graph, node).shape for node in self.steps}
         self._fed: dict[str, tuple[str, str]] = {}
+        self._biased: dict[str, str] = {}  # kernel whose FP32 form has no bias → the tensor with the one added here
         for node in self.steps:
             self._fed[node.name] = self._feed_parameters(graph, node, filters[node.name])
         computed = {node.output: node for node in self.steps}
@@ -57,7 +58,8 @@ class Simulation:
         for tensor in [*computed, *sorted(rounded)]:
             if tensor in plan.tensors:
                 self._value[tensor] = self._round(graph, emitter, plan, tensor)
-        self._cuts = {node.name: self._value.get(node.output, node.output) for node in self.steps}
+        made = {**self._biased, **self._value}
+        self._cuts = {node.name: made.get(node.output, node.output) for node in self.steps}
         self._last_use(graph)
         with tf.Graph().as_default() as imported:
             tf.import_graph_def(graph.to_graph_def(), name="")
@@ -85,13 +87,13 @@ class Simulation:
         else:
             added = graph.add_node("BiasAdd", f"{node.name}/refined", [node.name, names[1]], T=tf.float32)
             graph.redirect(node.name, added)
-            self._renamed = getattr(self, "_renamed", {}) | {node.name: added}
+            self._biased[node.name] = added
         return names[0], names[1]
 
     def _round(self, graph: Graph, emitter: Emitter, plan: QuantizationPlan, tensor: str) -> str:
         """Adds the rounding of a tensor; everything else reads the rounded value."""
         planned = plan.tensors[tensor]
-        source = getattr(self, "_renamed", {}).get(tensor, tensor)
+        source = self._biased.get(tensor, tensor)
         base = f"{tensor.replace(':', '_')}/rounded"
         if planned.offset:
             codes: IntTensor = emitter.quantize_shifted(source, f"{base}/codes", planned.limit, planned.offset)

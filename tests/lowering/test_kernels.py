@@ -16,9 +16,9 @@ from quantizer_core.lowering.conformance import (
     concat_error,
     convolution_error,
     matmul_as_convolution_error,
-    matmul_error,
     new_graph,
     pool_error,
+    product_error,
     quick_check,
     random_input,
     run,
@@ -53,10 +53,12 @@ def test_convolutions_are_exact_without_vnni_with_seven_bits(isa):
     assert {name: error for name, error in errors.items() if float(error) > HALF_STEP} == {}
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Conv2D"])
+@pytest.mark.parametrize("source", [QUINT8, QINT8])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_matmul_is_exact(per_channel, rows):
-    assert matmul_error(rows, per_channel, BITS) <= 1e-5 * 255
+def test_products_with_float_results_are_exact(op, source, per_channel, rows):
+    assert product_error(op, source, rows, per_channel, BITS) <= 1e-5 * 255
 
 
 @pytest.mark.parametrize("source", [QUINT8, QINT8])

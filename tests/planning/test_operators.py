@@ -94,7 +94,8 @@ def test_gated_activations_keep_twice_the_codes():
 
     def define(net, x):
         y = net.conv(x * 3.0, 16)
-        z = net.conv(tf.sigmoid(y) * y, 16, 1, name="unpadded")
+        z = tf.nn.conv2d(tf.sigmoid(y) * y, net.weights(3, 3, 16, 16), 1, "VALID")
+        z = tf.nn.bias_add(z, tf.constant(np.full(16, 0.5, np.float32)))
         return net.conv(tf.sigmoid(z) * z, 8)
 
     graph_def, outputs = build(define)

@@ -32,7 +32,7 @@ def test_a_chain_is_quantised_once_and_dequantised_once():
     def define(net, x):
         x = net.conv(x, 16, relu="relu")
         x = net.depthwise(x, 2, relu="relu6")
-        return net.conv(x, 24, 1, relu="relu")
+        return net.conv(x, 24, relu="relu")
 
     plan = check(define, {CONVOLUTION: 2, DEPTHWISE: 1, "QuantizeV2": 1, "Dequantize": 1, "Relu": 0, "BiasAdd": 0})
     assert plan.quantized == plan.candidates == 3
@@ -203,6 +203,24 @@ def test_moves_carry_integers_between_kernels_only():
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("size_known", [True, False])
+def test_a_pointwise_convolution_that_floats_read_is_not_rounded(size_known, per_channel):
+    def define(net, x):
+        if not size_known:
+            x = tf.reshape(x, tf.concat([tf.shape(x * 2.0)[:3], [8]], 0))
+        signed = net.conv(tf.tanh(x), 12)
+        logits = net.conv(net.conv(x, 16, relu="relu"), 24, 1, relu="relu6", bias=False)
+        return tf.reduce_mean(logits, [1, 2]), tf.sigmoid(net.conv(signed, 4, 1)), net.conv(signed, 4, 1, stride=2)
+
+    config = QuantizationConfig(per_channel=per_channel)
+    plan = check(define, {CONVOLUTION: 3, MATMUL: 2, "Conv2D": 0, "Dequantize": 1}, config=config)
+    products = [node for node in plan.computing() if node.form == "matmul"]
+    assert [node.op for node in products] == ["Conv2D", "Conv2D"]
+    assert {plan.tensors[node.sources[0]].dtype for node in products} == {"quint8", "qint8"}
+    assert not {node.output for node in products} & set(plan.tensors)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("transpose", [True, False])
 def test_dense_layers_over_signed_and_unsigned_tensors(per_channel, transpose):
     def define(net, x):
@@ -211,7 +229,7 @@ def test_dense_layers_over_signed_and_unsigned_tensors(per_channel, transpose):
         return net.dense(tf.tanh(net.dense(x, 24)), 10, transpose=transpose)
 
     plan = check(
-        define, {MATMUL: 1, CONVOLUTION: 3, "MatMul": 0}, shape=(None, 40), error=0.08,
+        define, {MATMUL: 2, CONVOLUTION: 2, "MatMul": 0}, shape=(None, 40), error=0.08,
         config=QuantizationConfig(per_channel=per_channel),
     )  # fmt: skip
     assert plan.quantized == plan.candidates == 4

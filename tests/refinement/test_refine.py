@@ -29,7 +29,9 @@ def network(net, x):
     x = tf.nn.relu(net.conv(x, 16, 1) + net.conv(net.conv(x, 16, relu="relu"), 16))
     x = tf.concat([tf.nn.max_pool2d(x, 2, 2, "SAME"), net.conv(x, 8, 3, 2, relu="relu")], 3)
     x = tf.reshape(tf.nn.avg_pool2d(x, 2, 2, "SAME"), [-1, 9 * 24])
-    return net.dense(tf.tanh(net.dense(net.dense(x, 32, relu="relu"), 20)), 10)
+    x = tf.tanh(net.dense(net.dense(x, 32, relu="relu"), 20, bias=False))
+    x = tf.sigmoid(net.conv(tf.reshape(x, [-1, 2, 2, 5]), 12, 1, bias=False))  # its result stays float
+    return net.dense(tf.reshape(x, [-1, 48]), 10)
 
 
 def setting(count: int = 24, **options):
