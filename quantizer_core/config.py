@@ -102,6 +102,8 @@ class QuantizationConfig:
       calibration_method: how a histogram becomes a range (see ``quantizer_core.calibration.methods``).
       percentile: for ``percentile``: share of the values, in percent, that the range covers; in (50, 100].
       reduce_range: 7-bit weights, which CPUs without VNNI need for exact sums: ``auto`` asks the CPU.
+      equalization: give each channel of a tensor between kernels a scale of its own, where that is predicted to make
+        the rounding errors smaller (see ``quantizer_core.planning.equalize``); needs ``per_channel``.
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.
@@ -120,6 +122,7 @@ class QuantizationConfig:
     calibration_method: str = "mse"
     percentile: float = 99.99
     reduce_range: str = "auto"
+    equalization: bool = True
     bias_correction: bool = True
     rounding: str = "second_order"
     refine_examples: int = 32

@@ -25,7 +25,7 @@ from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.calibration.fixed_point import to_limbs
 from quantizer_core.calibration.sporadic import Seen, SporadicTensors
-from quantizer_core.calibration.statistics import NUM_BINS, CalibrationStatistics, TensorStatistics
+from quantizer_core.calibration.statistics import NUM_BINS, CalibrationStatistics, TensorStatistics, join_extremes
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, canonical, node_of
@@ -104,7 +104,7 @@ class Observer:
             results, seen = self._calls.during(lambda: self._session.run(feeds))
         minima, maxima = (np.full((len(self.observed), valid), value) for value in (np.inf, -np.inf))
         if self._steady:
-            extremes, means, sizes, channels, samples = results
+            extremes, by_channel, sizes, channels, samples = results
             minima[self._steady], maxima[self._steady] = np.split(extremes[:, :valid], 2)
         for index, found in seen.items():
             minima[index], maxima[index] = found.minimum, found.maximum
@@ -122,7 +122,7 @@ class Observer:
         both = np.where(finite, np.stack([minima, maxima]), 0)  # [2, tensors, examples]
         self._extreme_sums += to_limbs(both).sum(-1)
         if self._steady:
-            self._add_means(means[:valid], channels, finite)
+            self._add_channels(by_channel[:, :valid], channels, finite)
             self._add_samples(samples[:valid], sizes, finite)
         for index, found in seen.items():
             self._add_seen(index, found, bool(finite[index, 0]))
@@ -135,10 +135,11 @@ class Observer:
         for index, tensor in enumerate(self.observed):
             histogram = self._histograms.get(index, np.zeros(0, np.int64))
             keys = np.flatnonzero(histogram)
-            sums = self._seen_sums.get(index)
+            sums, by_channel = self._seen_sums.get(index), None
             if index in self._averaged and self._channel_sums is not None:
                 place = self._averaged.index(index)
-                sums = self._channel_sums[:, ends[place] - self._channels[place] : ends[place]].copy()
+                own = slice(ends[place] - self._channels[place], ends[place])
+                sums, by_channel = self._channel_sums[:, own].copy(), self._channel_extremes[:, own].copy()
             tensors[tensor.name] = TensorStatistics(
                 examples=self._seen_examples.get(index, self._examples),
                 nan=int(self._nan[index]),
@@ -151,6 +152,7 @@ class Observer:
                 keys=keys.astype(np.uint16),
                 counts=histogram[keys],
                 channel_sums=sums,
+                channel_extremes=by_channel,
             )
         statistics = CalibrationStatistics(tensors if self._examples else {}, self._examples)
         self._reset()
@@ -186,17 +188,24 @@ class Observer:
         self._extreme_sums = np.zeros((2, 2, tensors), np.int64)
         self._channels = np.zeros(len(self._averaged), np.int64)  # channels of each averaged tensor
         self._channel_sums: np.ndarray | None = None
+        self._channel_extremes = np.zeros((2, 0), np.float32)
         self._histograms: dict[int, np.ndarray] = {}
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._pending_values = 0
 
-    def _add_means(self, means: np.ndarray, channels: np.ndarray, finite: np.ndarray) -> None:
+    def _add_channels(self, by_channel: np.ndarray, channels: np.ndarray, finite: np.ndarray) -> None:
+        """Adds means, minima and maxima of the channels, [3, examples, all channels]."""
         if not self._averaged:
             return
         kept = np.repeat(finite[self._averaged].T, channels, axis=1)
+        means, minima, maxima = by_channel
         sums = to_limbs(np.where(kept & np.isfinite(means), means, 0)).sum(1)
+        extremes = np.stack([np.where(kept, minima, np.inf).min(0), np.where(kept, maxima, -np.inf).max(0)])
+        extremes = extremes.astype(np.float32)
+        first = self._channel_sums is None
         self._channels = channels
-        self._channel_sums = sums if self._channel_sums is None else self._channel_sums + sums
+        self._channel_sums = sums if first else self._channel_sums + sums
+        self._channel_extremes = join_extremes(extremes, extremes if first else self._channel_extremes)
 
     def _add_samples(self, samples: np.ndarray, sizes: np.ndarray, finite: np.ndarray) -> None:
         self._pending.append((samples, sizes, finite))
@@ -246,7 +255,7 @@ class _Columns:
 
     minima: list[tf.Tensor] = dataclasses.field(default_factory=list)
     maxima: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    means: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    channels: list[list[tf.Tensor]] = dataclasses.field(default_factory=list)  # means, minima and maxima by channel
     samples: list[tf.Tensor] = dataclasses.field(default_factory=list)
 
 
@@ -260,8 +269,9 @@ def _instrument(
 
     Sporadic tensors call back instead.
 
-    The fetches: extremes [2 · tensors, batch] (minima, then maxima), channel means [batch, all channels], number of
-    sampled values [tensors], number of channels [tensors with means], sampled values [batch, all].
+    The fetches: extremes [2 · tensors, batch] (minima, then maxima), means, minima and maxima of the channels [3,
+    batch, all channels], number of sampled values [tensors], number of channels [tensors with means], sampled values
+    [batch, all].
     """
     with tf.Graph().as_default() as graph:
         try:
@@ -279,9 +289,9 @@ def _instrument(
             none = tf.zeros([batch[0], 0])
             fetches = (
                 tf.stack(columns.minima + columns.maxima),
-                tf.concat([none, *columns.means], 1),
+                tf.stack([tf.concat([none, *(found[i] for found in columns.channels)], 1) for i in range(3)]),
                 tf.stack([tf.shape(sample)[1] for sample in columns.samples]),
-                tf.stack([tf.shape(mean)[1] for mean in columns.means]) if columns.means else tf.zeros([0], tf.int32),
+                tf.stack([tf.shape(found[0])[1] for found in columns.channels] or [0])[: len(columns.channels)],
                 tf.concat(columns.samples, 1),
             )
         return graph.as_graph_def(), tuple(fetch.name for fetch in fetches), calls
@@ -303,15 +313,22 @@ def _watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: _Co
         axis = None if axis is None or last else axis + 1
     batch = tf.shape(tensor)[0]
     flat = tf.reshape(tensor, [batch, -1])
-    columns.minima.append(tf.reduce_min(flat, 1))
-    columns.maxima.append(tf.reduce_max(flat, 1))
     columns.samples.append(_sample(tensor, flat, None if last else axis))
+    if axis is None and not last:
+        columns.minima.append(tf.reduce_min(flat, 1))
+        columns.maxima.append(tf.reduce_max(flat, 1))
+        return
+    if axis == 0:
+        raise GraphError(f"axis 0 of tensor {observed.name!r} holds the examples, so it cannot hold channels")
     if last:  # the rank shows only when the graph runs
-        columns.means.append(tf.reduce_mean(tf.reshape(tensor, [batch, -1, tf.shape(tensor)[-1]]), 1))
-    elif axis is not None:
-        if axis == 0:
-            raise GraphError(f"axis 0 of tensor {observed.name!r} holds the examples, so it cannot hold channels")
-        columns.means.append(tf.reduce_mean(tensor, [i for i in range(1, tensor.shape.rank) if i != axis]))
+        tensor = tf.reshape(tensor, [batch, -1, tf.shape(tensor)[-1]])
+        rest = [1]
+    else:
+        rest = [i for i in range(1, tensor.shape.rank) if i != axis]
+    found = [reduce(tensor, rest) for reduce in (tf.reduce_mean, tf.reduce_min, tf.reduce_max)]
+    columns.channels.append(found)
+    columns.minima.append(tf.reduce_min(found[1], 1))
+    columns.maxima.append(tf.reduce_max(found[2], 1))
 
 
 def _sample(tensor: tf.Tensor, flat: tf.Tensor, channel_axis: int | None) -> tf.Tensor:

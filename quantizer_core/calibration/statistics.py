@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from quantizer_core.errors import DataError
 
 #: Histogram bins: one for each value of a float32's upper 16 bits (sign, exponent and 7 bits of mantissa, a bfloat16).
 NUM_BINS = 1 << 16
-_MAGIC = b"QSTAT001"
+_MAGIC = b"QSTAT002"
 _NO_KEYS = np.zeros(0, np.uint16)
 _NO_COUNTS = np.zeros(0, np.int64)
 
@@ -45,6 +45,8 @@ class TensorStatistics:
       counts: int64: their counts.
       channel_sums: int64 [limb, channels]: sums over the finite examples of the mean of each channel; None if no means
         were asked for.
+      channel_extremes: float32 [2, channels]: exact minima and maxima of each channel over the finite examples; None
+        if no means were asked for, or the tensor is not computed in every run.
     """
 
     examples: int = 0
@@ -58,6 +60,7 @@ class TensorStatistics:
     keys: np.ndarray = dataclasses.field(default_factory=lambda: _NO_KEYS)
     counts: np.ndarray = dataclasses.field(default_factory=lambda: _NO_COUNTS)
     channel_sums: np.ndarray | None = None
+    channel_extremes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         # Adding 0 turns -0 into 0: which of the two is the smaller must not depend on the order of merging.
@@ -115,7 +118,8 @@ class TensorStatistics:
             extreme_sums=self.extreme_sums + other.extreme_sums,
             keys=keys,
             counts=counts,
-            channel_sums=_add_channels(self.channel_sums, other.channel_sums),
+            channel_sums=_join_channels(self.channel_sums, other.channel_sums, np.add),
+            channel_extremes=_join_channels(self.channel_extremes, other.channel_extremes, join_extremes),
         )
 
     def to_bytes(self) -> bytes:
@@ -137,13 +141,20 @@ class TensorStatistics:
         return hash(self.to_bytes())
 
 
-def _add_channels(one: np.ndarray | None, two: np.ndarray | None) -> np.ndarray | None:
+def _join_channels(
+    one: np.ndarray | None, two: np.ndarray | None, join: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray | None:
     if one is None and two is None:
         return None
     if one is None or two is None or one.shape != two.shape:
-        shapes = ["none" if sums is None else str(sums.shape[1]) for sums in (one, two)]
+        shapes = ["none" if values is None else str(values.shape[1]) for values in (one, two)]
         raise DataError(f"statistics of different graphs cannot be merged: {shapes[0]} and {shapes[1]} channels")
-    return one + two
+    return join(one, two)
+
+
+def join_extremes(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Returns the extremes of both, float32 [2, channels]; adding 0 turns -0 into 0."""
+    return np.stack([np.minimum(one[0], two[0]), np.maximum(one[1], two[1])]) + np.float32(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +189,7 @@ class CalibrationStatistics:
         """Returns a canonical form: equal statistics give equal bytes, on every machine.
 
         It is a magic number, the length of a JSON header, the header (sorted; floats as hexadecimal) and, tensor by
-        tensor, the arrays in little-endian order: keys, counts, extreme_sums, channel_sums.
+        tensor, the arrays in little-endian order: keys, counts, extreme_sums, channel_sums, channel_extremes.
         """
         headers, arrays = [], []
         for name, stats in self.tensors.items():
@@ -194,6 +205,7 @@ class CalibrationStatistics:
                     "bins": len(stats.keys),
                     "count_bytes": width,
                     "channels": channels,
+                    "channel_extremes": stats.channel_extremes is not None,
                 }
             )
             arrays.append(stats.keys.astype("<u2").tobytes())
@@ -201,6 +213,8 @@ class CalibrationStatistics:
             arrays.append(stats.extreme_sums.astype("<i8").tobytes())
             if stats.channel_sums is not None:
                 arrays.append(stats.channel_sums.astype("<i8").tobytes())
+            if stats.channel_extremes is not None:
+                arrays.append(stats.channel_extremes.astype("<f4").tobytes())
         header = json.dumps({"examples": self.num_examples, "tensors": headers}, sort_keys=True).encode()
         return b"".join([_MAGIC, struct.pack("<Q", len(header)), header, *arrays])
 
@@ -247,6 +261,9 @@ class CalibrationStatistics:
                 counts=take(f"<u{entry['count_bytes']}", bins).astype(np.int64),
                 extreme_sums=take("<i8", 4).astype(np.int64).reshape(2, 2),
                 channel_sums=None if channels is None else take("<i8", 2 * channels).astype(np.int64).reshape(2, -1),
+                channel_extremes=(
+                    take("<f4", 2 * channels).astype(np.float32).reshape(2, -1) if entry["channel_extremes"] else None
+                ),
             )
         if position != len(data):
             raise ValueError(f"{len(data) - position} bytes are left over")

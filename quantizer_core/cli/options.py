@@ -103,6 +103,9 @@ def quantization_options(function: _Function) -> _Function:
             type=click.Choice(REDUCE_RANGE),
             help="7-bit weights, for CPUs without VNNI. [default: auto]",
         ),
+        click.option(
+            "--equalization", type=bool, help="Scale channels so that small ones use more codes. [default: true]"
+        ),
         click.option("--bias_correction", type=bool, help="Shift biases by the mean rounding error. [default: true]"),
         click.option(
             "--rounding",

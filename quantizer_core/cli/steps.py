@@ -28,6 +28,7 @@ _CONFIG_FIELDS = {
     "method": "calibration_method",
     "percentile": "percentile",
     "reduce_range": "reduce_range",
+    "equalization": "equalization",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
     "refine_examples": "refine_examples",
@@ -62,6 +63,7 @@ class CalibrationRequest:
     method: str | None = None
     percentile: float | None = None
     reduce_range: str | None = None
+    equalization: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
     refine_examples: int | None = None

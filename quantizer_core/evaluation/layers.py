@@ -246,7 +246,7 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def bounds(planned: TensorPlan) -> tuple[float, float]:
-    """Returns the least and the greatest value that the codes of a planned tensor stand for."""
+    """Returns the least and the greatest value, times its channel's scale, that a planned tensor's codes stand for."""
     low = 0.0 if planned.dtype == QUINT8 else -planned.limit
     return low - planned.offset, planned.limit - planned.offset
 
@@ -273,7 +273,7 @@ def instrument(
             unmeasured.append(name)
             continue
         kernel = graph.node(integer).op
-        seen = emitter.dequantize(IntTensor(integer, planned.dtype, planned.limit), f"{name}/seen", planned.offset)
+        seen = emitter.dequantize_as(IntTensor(integer, planned.dtype, planned.limit), f"{name}/seen", planned)
         node = makers.get(name) if kernel != _QUANTIZE else None
         watched.append(_Watched(name, seen, node.kernel or kernel if node else kernel, planned, node))
     for name, node in makers.items():
@@ -350,6 +350,8 @@ def _reduce(x: tf.Tensor, int8: tf.Tensor, planned: TensorPlan | None, single: b
         return tf.stack([signal, noise, tf.zeros_like(signal), values]), tf.zeros([_CODES], tf.int32)
     low, high = bounds(planned)
     step = planned.limit / LEVELS[planned.dtype]
+    if planned.scale:
+        x, int8 = (tf.reshape(tf.reshape(t, [-1, len(planned.scale)]) * planned.scale, [batch, -1]) for t in (x, int8))
     outside = tf.logical_or(x > high + step / 2, x < low - step / 2)
     codes = tf.cast(tf.round((int8 - low) / step), tf.int32)
     met = tf.math.bincount(

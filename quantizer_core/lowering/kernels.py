@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,9 @@ from quantizer_core.graph.control_flow import innermost_frames, pivots
 from quantizer_core.graph.graph import Graph, NodeDef, node_of
 from quantizer_core.lowering import sums
 from quantizer_core.lowering.weights import QuantizedWeights
+
+if TYPE_CHECKING:
+    from quantizer_core.planning.plan import TensorPlan
 
 QINT8, QUINT8 = "qint8", "quint8"
 #: Largest code of each dtype; a range m has the scale m / LEVELS[dtype].
@@ -108,6 +111,25 @@ class Emitter:
             round_mode="HALF_AWAY_FROM_ZERO", narrow_range=False, axis=-1, ensure_minimum_range=0.0,
         )  # fmt: skip
         return IntTensor(given, QUINT8, limit)
+
+    def quantize_as(self, source: str, name: str, planned: TensorPlan) -> tuple[IntTensor, str]:
+        """Rounds a float32 tensor to the codes of its plan; returns them and the name of the node that reads it."""
+        if planned.scale:
+            factors = self.range_const(planned.scales, source)
+            scaled = self.graph.add_node("Mul", f"{name}/scaled", [source, factors], T=tf.float32)
+            return self.quantize(scaled, name, planned.dtype, planned.limit), scaled
+        if planned.offset:
+            result = self.quantize_shifted(source, name, planned.limit, planned.offset)
+        else:
+            result = self.quantize(source, name, planned.dtype, planned.limit)
+        return result, result.name
+
+    def dequantize_as(self, source: IntTensor, name: str, planned: TensorPlan) -> str:
+        """Returns a float32 tensor with the values that the codes of a planned tensor stand for."""
+        if not planned.scale:
+            return self.dequantize(source, name, planned.offset)
+        factors = self.range_const(1 / planned.scales, source.name)
+        return self.graph.add_node("Mul", name, [self.dequantize(source, f"{name}/carried"), factors], T=tf.float32)
 
     def dequantize(self, source: IntTensor, name: str, offset: float = 0.0) -> str:
         """Returns a float32 tensor with the values of the codes, less the offset that they were coded with."""

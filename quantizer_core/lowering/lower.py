@@ -78,12 +78,8 @@ class _Lowering:
     def _source(self, tensor: str) -> IntTensor:
         """Returns the integer form of a tensor; a float one is quantised where it is first needed."""
         if tensor not in self.integers:
-            planned = self.plan.tensors[tensor]
             name = f"{tensor.replace(':', '_')}/quantize"
-            if planned.offset:
-                self.integers[tensor] = self.emitter.quantize_shifted(tensor, name, planned.limit, planned.offset)
-            else:
-                self.integers[tensor] = self.emitter.quantize(tensor, name, planned.dtype, planned.limit)
+            self.integers[tensor], _ = self.emitter.quantize_as(tensor, name, self.plan.tensors[tensor])
         return self.integers[tensor]
 
     def _produce(self, tensor: str, result: IntTensor) -> None:
@@ -92,7 +88,7 @@ class _Lowering:
 
     def _dequantize(self, tensor: str) -> None:
         """Puts a Dequantize in the place of the FP32 node; pruning takes it away again where no one reads it."""
-        name = self.emitter.dequantize(self.integers[tensor], f"{tensor}/dequantize", self.plan.tensors[tensor].offset)
+        name = self.emitter.dequantize_as(self.integers[tensor], f"{tensor}/dequantize", self.plan.tensors[tensor])
         self._take_place(name, tensor)
 
     def _take_place(self, of: str, name: str) -> None:
@@ -111,14 +107,13 @@ class _Lowering:
         source: TensorPlan = self.plan.tensors[node.sources[0]]
         if source.offset:
             weights = parameters.weights.dequantized().astype(np.float64)
-            summed = weights.sum(axis=(0, 1) if weights.ndim == 4 else 0)  # a matrix: over its inputs
-            if weights.ndim == 4:
-                summed = summed[:, 0] if node.op == "DepthwiseConv2dNative" else summed.sum(axis=0)
-            bias -= source.offset * summed
+            taps = weights.reshape(-1, *weights.shape[-2:]).sum(axis=0)  # [channels read, outputs]
+            bias -= source.offset * (taps[:, 0] if node.op == "DepthwiseConv2dNative" else taps.sum(axis=0))
         if node.summand:
             bias -= self.plan.tensors[node.summand].offset
         if node.output in self.plan.tensors:
-            bias += self.plan.tensors[node.output].offset
+            planned = self.plan.tensors[node.output]
+            bias = (bias + planned.offset) * planned.scales
         return bias.astype(np.float32)
 
     def _relu(self, node: NodePlan) -> bool:
@@ -136,9 +131,11 @@ class _Lowering:
     def _convolution(self, node: NodePlan) -> None:
         anchor = self.graph.node(node.name)
         planned = self.plan.tensors[node.output]
+        weights = self.parameters[node.name].weights
+        if planned.scale:
+            weights = dataclasses.replace(weights, limits=np.asarray(weights.limits * planned.scales, np.float32))
         result = self.emitter.convolution(
-            anchor.op, f"{node.output}/int8", self._source(node.sources[0]),
-            self.parameters[node.name].weights, self._bias(node),
+            anchor.op, f"{node.output}/int8", self._source(node.sources[0]), weights, self._bias(node),
             dtype=planned.dtype, limit=planned.limit, relu=self._relu(node),
             summand=self.integers[node.summand] if node.summand else None,
             strides=anchor.attr["strides"].list.i,

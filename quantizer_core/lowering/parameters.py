@@ -23,7 +23,8 @@ class LayerParameters:
     """Weights and bias of one kernel.
 
     Attributes:
-      weights: the rounded filter: [h, w, in, out], [h, w, in, 1] (depthwise) or [in, out] (matrix multiplication).
+      weights: the rounded filter: [h, w, in, out], [h, w, in, 1] (depthwise) or [in, out] (matrix multiplication);
+        it reads the source as it is carried (the FP32 filter's rows are divided by the scale of their channel).
       bias: float32 [out], for a source and a result without offsets.
     """
 
@@ -53,6 +54,14 @@ def bias_of(graph: Graph, node: NodePlan, filters: np.ndarray) -> np.ndarray:
     return bias
 
 
+def carried_filter(filters: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Returns the float32 filter that makes of (value · scale) what ``filters`` makes of the value.
+
+    Its second to last axis holds the channels read.
+    """
+    return np.asarray(filters / scales[:, None], np.float32)
+
+
 def nominal_parameters(
     graph: Graph, plan: QuantizationPlan, statistics: CalibrationStatistics | None
 ) -> Mapping[str, LayerParameters]:
@@ -69,7 +78,8 @@ def nominal_parameters(
     for node in plan.nodes:
         if node.form not in WEIGHTED_FORMS:
             continue
-        filters = filter_of(graph, node)
+        scales = plan.tensors[node.sources[0]].scales
+        filters = carried_filter(filter_of(graph, node), scales)
         depthwise = node.op == "DepthwiseConv2dNative"
         weights = quantize_weights(
             filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits,
@@ -79,6 +89,6 @@ def nominal_parameters(
         found = statistics.tensors.get(node.sources[0]) if statistics is not None else None
         means = found.channel_means() if found is not None else None
         if means is not None:
-            bias -= mean_rounding_error(filters, weights, means, depthwise)
+            bias -= mean_rounding_error(filters, weights, means * scales, depthwise)
         result[node.name] = LayerParameters(weights, bias.astype(np.float32))
     return result

@@ -13,6 +13,7 @@ from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.graph.infer import tensor_info
 from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
+from quantizer_core.planning.equalize import equalize
 from quantizer_core.planning.groups import ANCHOR_OPS, Matcher, find_groups, ordered
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
@@ -107,6 +108,9 @@ class _Planner:
             tensors = self._tensors(structure)
             if len(self.bans) == bans:
                 break
+        if self.config.equalization and self.config.per_channel:
+            steps, outputs = structure.steps, self.matcher.outputs
+            tensors.update(equalize(self.graph, outputs, steps, _classes(steps), tensors, self.statistics))
         nodes = {step.name: self._node(step, tensors) for step in structure.steps}
         for name, reason in {**self.refused, **structure.refused}.items():
             nodes[name] = NodePlan(name, self.graph.node(name).op, quantized=False, reason=reason)

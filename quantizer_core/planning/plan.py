@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from quantizer_core.errors import ConfigError
 
 #: Version of the JSON form.
@@ -15,20 +17,28 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlan:
-    """A tensor that is carried as integers.
+    """A tensor that is carried as integers: code · limit / (255 or 127) stands for (value + offset), or value · scale.
 
     Attributes:
       name: tensor name in the prepared FP32 graph.
       dtype: ``quint8`` or ``qint8``.
-      limit: the largest magnitude its codes stand for, in real units: code 255 (quint8) or 127 (qint8).
-      offset: added to the values before they are coded (0 for nearly all). A signed summand of a fused sum is
-        carried as quint8 above zero, and the sum's bias takes the offset back.
+      limit: what code 255 (quint8) or 127 (qint8) stands for.
+      offset: added to the values before they are coded (0 for nearly all). What reads the codes takes it back in its
+        bias: a signed summand of a fused sum is carried as quint8 so.
+      scale: what the values of each channel (the last axis) are multiplied with before they are coded, or empty for 1:
+        small channels use more codes so. The weights of the kernels that make and read the tensor take it in.
     """
 
     name: str
     dtype: str
     limit: float
     offset: float = 0.0
+    scale: tuple[float, ...] = ()
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The scale as float64 [channels], or [1] where it is 1."""
+        return np.asarray(self.scale or (1.0,), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +134,7 @@ class QuantizationPlan:
             if values["format"] != FORMAT:
                 raise ConfigError(f"the plan has format {values['format']!r}; this version reads format {FORMAT}")
             nodes = tuple(NodePlan(**_tuples(node)) for node in values["nodes"])
-            tensors = [TensorPlan(**tensor) for tensor in values["tensors"]]
+            tensors = [TensorPlan(**_tuples(tensor)) for tensor in values["tensors"]]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ConfigError(f"not a quantization plan: {error}") from None
         return cls(nodes, {tensor.name: tensor for tensor in sorted(tensors, key=lambda t: t.name)})

@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph, NodeDef
-from quantizer_core.lowering.parameters import LayerParameters, bias_of, filter_of
+from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, filter_of
 from quantizer_core.lowering.weights import QuantizedWeights, grid, pack, quantize_weights
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
@@ -50,11 +50,12 @@ def refine(
     wanted = _fp32_means(prepared, simulation.steps, examples) if config.bias_correction else {}
     result = {}
     for node in simulation.steps:
-        filters = filter_of(graph, node)
+        scales = plan.tensors[node.sources[0]].scales
+        filters = carried_filter(filter_of(graph, node), scales)
         even = node.weight_bits == 7 and plan.tensors[node.sources[0]].dtype == "qint8"
-        weights = _weights(graph.node(node.name), node, filters, even, simulation, config)
-        rounded = weights.dequantized().astype(np.float32)
-        means = simulation.compute(node, rounded)
+        sources = [batch * scales.astype(np.float32) for batch in simulation.source(node)]
+        weights = _weights(graph.node(node.name), node, filters, even, sources, config)
+        means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
         bias = bias_of(graph, node, filters)
         if config.bias_correction:
             bias = wanted[node.name] - means
@@ -67,7 +68,12 @@ def refine(
 
 
 def _weights(
-    anchor: NodeDef, node: NodePlan, filters: np.ndarray, even: bool, simulation: Simulation, config: QuantizationConfig
+    anchor: NodeDef,
+    node: NodePlan,
+    filters: np.ndarray,
+    even: bool,
+    sources: Sequence[np.ndarray],
+    config: QuantizationConfig,
 ) -> QuantizedWeights:
     depthwise = node.op == "DepthwiseConv2dNative"
     if config.rounding == "nearest":
@@ -76,12 +82,11 @@ def _weights(
         )
     step, top = grid(filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits)
     covariance = Covariance(depthwise)
-    batches = simulation.source(node)
     strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
     explicit = node.padding or anchor.attr["explicit_paddings"].list.i
     padding = "EXPLICIT" if node.padding else anchor.attr["padding"].s.decode()
-    for values in batches:
-        positions = max(POSITIONS // len(batches), 1)
+    for values in sources:
+        positions = max(POSITIONS // len(sources), 1)
         if node.op == "MatMul":
             covariance.add(values.reshape(-1, 1, values.shape[-1])[:positions])
             continue

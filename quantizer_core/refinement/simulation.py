@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
-from quantizer_core.lowering.kernels import Emitter, IntTensor
+from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.runtime import batch_size_for, stack_batch
@@ -95,12 +95,9 @@ class Simulation:
         planned = plan.tensors[tensor]
         source = self._biased.get(tensor, tensor)
         base = f"{tensor.replace(':', '_')}/rounded"
-        if planned.offset:
-            codes: IntTensor = emitter.quantize_shifted(source, f"{base}/codes", planned.limit, planned.offset)
-        else:
-            codes = emitter.quantize(source, f"{base}/codes", planned.dtype, planned.limit)
-        value = emitter.dequantize(codes, base, planned.offset)
-        graph.redirect(source, value, where=lambda edge: edge.consumer.name != codes.name)
+        codes, reader = emitter.quantize_as(source, f"{base}/codes", planned)
+        value = emitter.dequantize_as(codes, base, planned)
+        graph.redirect(source, value, where=lambda edge: edge.consumer.name != reader)
         return value
 
     def _last_use(self, graph: Graph) -> None:

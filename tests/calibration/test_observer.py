@@ -56,6 +56,7 @@ def test_small_tensors_are_counted_value_by_value(count: int, axis: int) -> None
     )
     others = tuple(i for i in range(4) if i != axis % 4)
     np.testing.assert_allclose(stats.channel_means(), values.mean(others), atol=1e-6)
+    np.testing.assert_array_equal(stats.channel_extremes, [values.min(others), values.max(others)])
     assert stats.examples == stats.finite == count
 
 
@@ -114,6 +115,7 @@ def test_a_tensor_that_folds_the_batch_is_seen_whole() -> None:
     assert (stats.examples, stats.count) == (2, 24)
     assert stats.mean_extremes() == (6.0, 17.0)
     np.testing.assert_allclose(stats.channel_means(), values.mean((0, 1)))
+    np.testing.assert_array_equal(stats.channel_extremes, [values.min((0, 1)), values.max((0, 1))])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def of_example(values: list[float]) -> TensorStatistics:
         keys=keys,
         counts=counts.astype(np.int64),
         channel_sums=to_limbs(np.array([array.mean(), low], np.float32)),
+        channel_extremes=np.array([[low, array[0]], [array[-1], high]], np.float32) + np.float32(0),
     )
 
 
@@ -105,6 +106,16 @@ def test_damaged_bytes_are_a_data_error(damage: object) -> None:
     data = CalibrationStatistics({"t": of_example([1.0, 2.0])}, 1).to_bytes()
     with pytest.raises(DataError, match="no calibration statistics, or they are damaged"):
         CalibrationStatistics.from_bytes(damage(data))  # type: ignore[operator]
+
+
+@given(EXAMPLES, EXAMPLES)
+@settings(max_examples=30)
+def test_channel_extremes_are_those_of_both(a: TensorStatistics, b: TensorStatistics) -> None:
+    merged = a.merge(b).channel_extremes
+    np.testing.assert_array_equal(merged[0], np.minimum(a.channel_extremes[0], b.channel_extremes[0]))
+    np.testing.assert_array_equal(merged[1], np.maximum(a.channel_extremes[1], b.channel_extremes[1]))
+    back = CalibrationStatistics.from_bytes(CalibrationStatistics({"a": a.merge(b)}, 2).to_bytes()).tensors["a"]
+    np.testing.assert_array_equal(back.channel_extremes, merged)
 
 
 def test_different_channels_cannot_be_merged() -> None:

@@ -82,11 +82,12 @@ def test_figures_are_those_of_the_codes_themselves() -> None:
         codes, exact = codes.astype(np.float64), exact.astype(np.float64)
         step = planned.limit / (255 if planned.dtype == "quint8" else 127)
         low, high = bounds(planned)
-        found = codes * step - planned.offset
+        found = codes * step / planned.scales - planned.offset
         expected = 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2))
         layer = layers[name]
         assert layer.sqnr_db == pytest.approx(expected, abs=0.01) and 15 < expected < 60
-        assert layer.clipped == pytest.approx(np.mean((exact > high + step / 2) | (exact < low - step / 2)), abs=1e-4)
+        outside = (exact * planned.scales > high + step / 2) | (exact * planned.scales < low - step / 2)
+        assert layer.clipped == pytest.approx(np.mean(outside), abs=1e-4)
         assert layer.codes - layer.unused_codes == len(np.unique(codes))
         assert (layer.dtype, layer.low, layer.high) == (planned.dtype, low, high)
     assert max(layer.clipped for layer in report.layers) > 0.001

@@ -1,0 +1,175 @@
+"""Gives each channel of a tensor between kernels a scale, so that channels of small values use more of the codes.
+
+The idea is cross-layer equalisation (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", ICCV 2019, section 4.1), turned to the activations: weights have a scale for each output channel anyway, so
+the kernel that makes a channel may multiply it for nothing, and the filters that read it are divided by as much. A
+depthwise filter, too, has its own scale for each channel; any other reader shares one scale among the channels it
+sums, so what its input gains in precision its weights lose, and the best share of the way is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from quantizer_core.calibration.statistics import CalibrationStatistics, TensorStatistics
+from quantizer_core.graph.graph import Graph
+from quantizer_core.planning.plan import TensorPlan
+from quantizer_core.planning.structure import Step
+
+#: How far to go: a scale is (range of the tensor / range of the channel) to this power. Not the whole way: the largest
+#: value of one channel is less well known than that of a tensor, and what is new to it must not be clipped.
+SHARES = (0.0, 0.25, 0.5)
+#: The range of a channel is that of calibration and so much more.
+MARGIN = 0.05
+#: A channel's range is at least the tensor's over this.
+WIDEST = 16.0
+#: What second-order rounding leaves of the weights' rounding noise.
+REFINED = 0.3
+#: Predicted noise has to fall by this share, or the tensor is left alone.
+WORTH = 0.01
+
+
+def equalize(
+    graph: Graph,
+    outputs: Collection[str],
+    steps: Sequence[Step],
+    classes: Iterable[Sequence[str]],
+    tensors: Mapping[str, TensorPlan],
+    statistics: CalibrationStatistics,
+) -> dict[str, TensorPlan]:
+    """Returns the tensors that get scales, with them.
+
+    Only tensors that convolutions make without a sum and that kernels alone read can have them; a MaxPool or a
+    concatenation of channels hands them on.
+
+    Args:
+      graph: the FP32 graph.
+      outputs: names of its output nodes.
+      steps: the INT8 kernels to be, with scales per channel of their weights.
+      classes: the sets of tensors that share dtype and range.
+      tensors: their plans.
+      statistics: what calibration saw of the tensors that kernels read.
+    """
+    result: dict[str, TensorPlan] = {}
+    for members in classes:
+        family = _Family(graph, steps, members)
+        if not family.readers or not family.handed_on or family.read_elsewhere(outputs):
+            continue
+        if any(tensors[member].offset for member in members):
+            continue
+        scales = _best_scales(family, tensors[members[0]], statistics)
+        if scales is not None:
+            for member in members:
+                own = tuple(float(np.float32(value)) for value in scales[family.channels[member]])
+                result[member] = dataclasses.replace(tensors[member], scale=own)
+    return result
+
+
+class _Family:
+    """The tensors of one class and which channels they have in common.
+
+    Attributes:
+      channels: tensor → for each of its channels the number of that channel in the family, int64.
+      count: how many channels the family has.
+      handed_on: whether each member is made by a convolution that may scale its channels, or hands channels on.
+      readers: the kernels with weights that read members.
+    """
+
+    def __init__(self, graph: Graph, steps: Sequence[Step], members: Sequence[str]):
+        self._graph, self._members = graph, frozenset(members)
+        self._made = [step for step in steps if step.integer and step.output in self._members]
+        self._takers = [step for step in steps if self._members.intersection((*step.sources, step.summand))]
+        self.readers = [step for step in self._takers if step.form in ("convolution", "matmul")]
+        self.channels: dict[str, np.ndarray] = {}
+        self.count = 0
+        self.handed_on = len(self._made) == len(members) and all(self._number(step) for step in self._made)
+
+    def _number(self, step: Step) -> bool:
+        """Numbers the channels of a step's result; False if they could not be scaled one by one."""
+        if step.form == "convolution" and not step.summand:
+            shape = self._graph.constant_shape(self._graph.node(step.name).input[1]) or (0, 0, 0, 0)
+            width = shape[2] if step.op == "DepthwiseConv2dNative" else shape[3]
+            self.channels[step.output] = np.arange(self.count, self.count + width)
+            self.count += width
+            return True
+        if not all(source in self.channels for source in step.sources):
+            return False
+        if step.op == "ConcatV2":
+            anchor = self._graph.node(step.name)
+            axis = self._graph.constant(self._graph.data_inputs(anchor)[-1])
+            if axis is None or int(axis) not in (3, -1):
+                return False
+        elif step.op != "MaxPool":  # an average says nothing of how large the values are that it is made of
+            return False
+        self.channels[step.output] = np.concatenate([self.channels[source] for source in step.sources])
+        return True
+
+    def read_elsewhere(self, outputs: Collection[str]) -> bool:
+        """Tells whether floats or a fused sum read a member, which take it as it is."""
+        taken = {
+            name for step in self._takers for name in (step.name, *step.fused) if step.summand not in self._members
+        }
+        return any(
+            member in outputs or any(edge.consumer.name not in taken for edge in self._graph.consumers(member))
+            for member in self._members
+        )
+
+    def matrix(self, reader: Step) -> np.ndarray:
+        """Returns a reader's filter as float64 [taps, channels read, outputs] (depthwise: [taps, channels, 1])."""
+        anchor = self._graph.node(reader.name)
+        weights = np.asarray(self._graph.constant(anchor.input[1]), np.float64)
+        if anchor.op == "MatMul" and anchor.attr["transpose_b"].b:
+            weights = weights.T
+        return weights.reshape(-1, *weights.shape[-2:])
+
+
+def _best_scales(family: _Family, planned: TensorPlan, statistics: CalibrationStatistics) -> np.ndarray | None:
+    """Returns the scales of a family's channels, float64, all at least 1; None if none are worth it."""
+    top = np.zeros(family.count)
+    known = np.zeros(family.count, bool)
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # of each reader: channels, filter, variances
+    for reader in family.readers:
+        found = statistics.tensors.get(reader.sources[0])
+        which = family.channels[reader.sources[0]]
+        if found is None or found.channel_extremes is None or found.channel_extremes.shape[1] != len(which):
+            return None
+        top[which] = np.maximum(top[which], np.abs(found.channel_extremes).max(0))
+        known[which] = True
+        seen.append((which, family.matrix(reader), _variances(found)))
+    top = np.where(known, top * (1 + MARGIN), planned.limit)
+    widest = planned.limit / np.clip(top, planned.limit / WIDEST, planned.limit)
+    step = planned.limit / (255 if planned.dtype == "quint8" else 127)
+    noise = [_noise(seen, widest**share, step) for share in SHARES]
+    best = int(np.argmin(noise))
+    return widest ** SHARES[best] if noise[best] < (1 - WORTH) * noise[0] else None
+
+
+def _variances(found: TensorStatistics) -> np.ndarray:
+    """Returns an estimate of the variance of each channel from its mean m and extremes: (m - min)·min(m - min, max - m)
+
+    This is the bound of Bhatia and Davis (2000), (m - min)(max - m), for a lopsided channel brought down to that of an
+    exponential distribution.
+    """
+    means, extremes = found.channel_means(), found.channel_extremes
+    assert means is not None and extremes is not None
+    below, above = np.maximum(means - extremes[0], 0), np.maximum(extremes[1] - means, 0)
+    return np.asarray(below * np.minimum(below, above))
+
+
+def _noise(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], scales: np.ndarray, step: float) -> float:
+    """Returns the rounding noise that the readers' results get from this input and from their own weights.
+
+    A value rounded to multiples of d is off by d²/12 in the mean square (Widrow and Kollár, "Quantization Noise",
+    2008).
+    """
+    total = 0.0
+    for which, matrix, variances in seen:
+        own = scales[which]
+        total += float(np.sum((matrix**2).sum((0, 2)) * (step / own) ** 2)) / 12
+        if matrix.shape[2] > 1 or len(own) == 1:
+            grid = np.abs(matrix / own[:, None]).max((0, 1)) / 127
+            total += REFINED * float(np.sum(grid**2)) / 12 * len(matrix) * float(variances @ own**2)
+    return total
