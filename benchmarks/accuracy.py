@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -27,28 +28,34 @@ from benchmarks.accuracy_table import COLUMNS, Row
 TITLES = {name: case.title for name, case in CASES.items()}
 
 
-def convert_and_evaluate(name: str, settings: str, tool: str) -> Row:
-    """Calibrates, converts and evaluates one graph with our product, in this process."""
+def convert_and_evaluate(name: str, settings: str, tool: str, folds: int) -> Row:
+    """Calibrates, converts and evaluates one graph with our product, in this process; the folds are counted as one."""
     import quantizer_core as qc
+    from quantizer_core.evaluation.counts import EvaluationCounts
 
     case = CASES[name]
     config = qc.QuantizationConfig.from_json(settings)
     config = dataclasses.replace(config, outputs=(case.output,), preprocess=case.preprocess())
     import tensorflow  # noqa: F401 - paid before the clock starts
 
-    calibration, evaluation = case.examples()
     graph_def = qc.load_graph(str(case.graph_path()))
-    marks = [time.perf_counter()]
-    prepared = qc.prepare(graph_def, config)
-    run = qc.calibrate(prepared, calibration, config)
-    marks.append(time.perf_counter())
-    conversion = qc.convert(prepared, run.statistics, config, run.sample)
-    marks.append(time.perf_counter())
-    compared = qc.evaluate(graph_def, conversion.graph_def, prepared.inputs, prepared.outputs, evaluation, config)
-    result = qc.judge(compared.counts, max_drop=1.0)
+    counts, seconds = EvaluationCounts(), np.zeros(2)
+    for fold in range(folds):
+        calibration, evaluation = case.examples(fold, folds)
+        marks = [time.perf_counter()]
+        prepared = qc.prepare(graph_def, config)
+        run = qc.calibrate(prepared, calibration, config)
+        marks.append(time.perf_counter())
+        conversion = qc.convert(prepared, run.statistics, config, run.sample)
+        marks.append(time.perf_counter())
+        seconds += np.diff(marks) / folds
+        ends = prepared.inputs, prepared.outputs
+        counts = counts.merge(qc.evaluate(graph_def, conversion.graph_def, *ends, evaluation, config).counts)
+    result = qc.judge(counts, max_drop=1.0)
     return Row(
         name, tool, result.num_examples, result.fp32, result.int8, result.agreement, result.mcnemar_p,
-        f"{conversion.plan.quantized} of {conversion.plan.candidates}", marks[1] - marks[0], marks[2] - marks[1],
+        f"{conversion.plan.quantized} of {conversion.plan.candidates}", *map(float, seconds),
+        divergence=result.divergence,
     )  # fmt: skip
 
 
@@ -59,8 +66,6 @@ def write_arrays(name: str, folder: Path) -> None:
     ``evaluation.npy`` float32 [images, height, width, channels]; ``fp32.npy`` and ``labels.npy`` int64 [images];
     ``case.json`` (paths and names: graph, input, output).
     """
-    import numpy as np
-
     import quantizer_core as qc
     from quantizer_core.graph.graph import Graph
     from quantizer_core.graph.summarize import find_inputs, input_specs
@@ -98,18 +103,17 @@ def _child(*arguments: str) -> str:
     return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
 
 
-def measure_ours(name: str, settings: str, tool: str) -> Row:
+def measure_ours(name: str, settings: str, tool: str, folds: int) -> Row:
     """Measures our product on one graph in a process of its own."""
+    options = ("--graph", name, "--config", settings, "--tool", tool, "--folds", str(folds))
     try:
-        return Row(**json.loads(_child("--task", "ours", "--graph", name, "--config", settings, "--tool", tool)))
+        return Row(**json.loads(_child("--task", "ours", *options)))
     except RuntimeError as error:
         return Row(name, tool, failure=str(error))
 
 
 def measure_peers(installed: dict[str, Path], name: str) -> Iterator[Row]:
     """Measures other tools on one graph, on the very arrays that ours sees."""
-    import numpy as np
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
@@ -129,7 +133,7 @@ def measure_peers(installed: dict[str, Path], name: str) -> Iterator[Row]:
 
 
 def measure(
-    graphs: tuple[str, ...], variants: dict[str, str], chosen: tuple[str, ...], console: Console
+    graphs: tuple[str, ...], variants: dict[str, str], chosen: tuple[str, ...], folds: int, console: Console
 ) -> Iterator[Row]:
     """Yields the rows of each graph: our settings, then the chosen peers that can be installed here."""
     installed = {}
@@ -142,7 +146,7 @@ def measure(
     for name in graphs:
         with console.status(TITLES[name]):
             for tool, settings in variants.items():
-                yield measure_ours(name, settings, tool)
+                yield measure_ours(name, settings, tool, folds)
             if installed:
                 yield from measure_peers(installed, name)
 
@@ -184,6 +188,9 @@ def _json(option: str, text: str) -> dict[str, Any]:
 @click.option("--config", default="{}", metavar="JSON", help="Fields of QuantizationConfig. [default: its defaults]")
 @click.option("--variant", "variants", multiple=True, metavar="NAME=JSON",
               help="Settings to compare, on top of --config; repeatable. NAME= means the defaults.")  # fmt: skip
+@click.option("--folds", type=click.IntRange(1), default=1, show_default=True,
+              help="Parts that the images are evaluated in, each by a conversion that has not seen it; 1: the images "
+                   "after the first 128.")  # fmt: skip
 @click.option("--peers", "all_peers", is_flag=True,
               help="Measure other tools too, each in a virtual environment made under build/peers.")  # fmt: skip
 @click.option("--peer", "some_peers", type=click.Choice(sorted(peers.PEERS)), multiple=True, help="Only this one.")
@@ -195,13 +202,13 @@ def _json(option: str, text: str) -> dict[str, Any]:
 @click.option("--tool", default="ours", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(
-    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], all_peers: bool, some_peers: tuple[str, ...],
-    output: Path, markdown: Path | None, task: str, tool: str, folder: Path | None,
+    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], folds: int, all_peers: bool,
+    some_peers: tuple[str, ...], output: Path, markdown: Path | None, task: str, tool: str, folder: Path | None,
 ) -> None:  # fmt: skip
-    """Measure FP32 and INT8 accuracy on the shared images: calibrated on the first 128, evaluated on all others."""
+    """Measure FP32 and INT8 accuracy on the shared images: calibrated on 128 of them, evaluated on others."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if task == "ours":
-        click.echo(json.dumps(dataclasses.asdict(convert_and_evaluate(graphs[0], config, tool))))
+        click.echo(json.dumps(dataclasses.asdict(convert_and_evaluate(graphs[0], config, tool, folds))))
         return
     if task == "arrays":
         assert folder is not None
@@ -212,15 +219,22 @@ def main(
     settings = _variants(variants, config)
     console = Console(width=None if sys.stdout.isatty() else 160)
     chosen = some_peers or (tuple(peers.PEERS) if all_peers else ())
+    if chosen and folds > 1:
+        raise click.UsageError("--folds is for our own settings: other tools are measured on one part of the images")
     if not chosen:
         console.print("other tools are not measured: --peers installs and runs them")
     rows = []
-    for row in measure(graphs or tuple(CASES), settings, chosen, console):
+    for row in measure(graphs or tuple(CASES), settings, chosen, folds, console):
         rows.append(row)
         click.echo("  ".join(accuracy_table.cells(row, TITLES[row.case])), err=True)
     show(rows, console)
     machine = accuracy_table.machine()
-    report = {"machine": machine, "settings": settings, "rows": [dataclasses.asdict(row) for row in rows]}
+    report = {
+        "machine": machine,
+        "settings": settings,
+        "folds": folds,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     console.print(f"all figures: {output}")

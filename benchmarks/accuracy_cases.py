@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quantizer_core.config import PreprocessConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-#: The first images by name calibrate; all others are evaluated.
+#: This many images calibrate; none of them is evaluated.
 CALIBRATION_IMAGES = 128
 LABEL_KEY = "image/class/label"
 
@@ -49,14 +49,21 @@ class Case:
     def graph_path(self) -> Path:
         return shared_data() / "graphs" / self.graph
 
-    def examples(self) -> tuple[Sequence[bytes], Sequence[bytes]]:
-        """Returns the serialized examples to calibrate with and those to evaluate."""
+    def examples(self, fold: int = 0, folds: int = 1) -> tuple[Sequence[bytes], Sequence[bytes]]:
+        """Returns the serialized examples to calibrate with and those to evaluate.
+
+        With several folds each example is evaluated in one of them, and the others of that fold calibrate, evenly
+        thinned out.
+        """
         from quantizer_core.data import read_examples
 
         folder = shared_data() / "images" / self.images
         labels = f"{folder}/{self.labels}" if self.labels else None
         found = list(read_examples(folder, labels=labels, label_key=LABEL_KEY))
-        return found[:CALIBRATION_IMAGES], found[CALIBRATION_IMAGES:]
+        if folds == 1:
+            return found[:CALIBRATION_IMAGES], found[CALIBRATION_IMAGES:]
+        others = [example for index, example in enumerate(found) if index % folds != fold]
+        return others[:: len(others) // CALIBRATION_IMAGES][:CALIBRATION_IMAGES], found[fold::folds]
 
 
 _NIPS = "images.csv:ImageId:TrueLabel:-1"

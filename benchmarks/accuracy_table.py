@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-BEGIN, END = "<!-- begin accuracy table -->", "<!-- end accuracy table -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Row:
       images: number of images evaluated.
       fp32, int8: share of them classified rightly.
       agreement: share of them to which INT8 gives FP32's class.
+      divergence: mean Kullback-Leibler divergence of INT8's classes from FP32's in nats; NaN if not told.
       p: McNemar's exact p-value of the difference between fp32 and int8.
       nodes: INT8 nodes of all candidates, or "" where the tool does not tell.
       calibrate_seconds, convert_seconds: time taken; tools that do both at once report the sum as ``convert_seconds``.
@@ -39,9 +39,22 @@ class Row:
     calibrate_seconds: float = 0.0
     convert_seconds: float = 0.0
     failure: str = ""
+    divergence: float = float("nan")
 
 
-COLUMNS = ("graph", "tool", "images", "FP32", "INT8", "drop", "agreement", "McNemar p", "INT8 nodes", "seconds")
+COLUMNS = (
+    "graph",
+    "tool",
+    "images",
+    "FP32",
+    "INT8",
+    "drop",
+    "agreement",
+    "divergence",
+    "McNemar p",
+    "INT8 nodes",
+    "seconds",
+)
 
 
 def scored(case: str, tool: str, fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray, seconds: float) -> Row:
@@ -61,7 +74,7 @@ def scored(case: str, tool: str, fp32: np.ndarray, int8: np.ndarray, labels: np.
 def cells(row: Row, title: str) -> tuple[str, ...]:
     """Returns a row's texts, one a column; a failure takes the place of the figures."""
     if row.failure:
-        return (title, row.tool, "–", "–", "–", "–", "–", "–", "–", row.failure)
+        return (title, row.tool, *["–"] * (len(COLUMNS) - 3), row.failure)
     seconds = f"{row.calibrate_seconds:.1f} + {row.convert_seconds:.1f}"
     return (
         title,
@@ -71,6 +84,7 @@ def cells(row: Row, title: str) -> tuple[str, ...]:
         f"{100 * row.int8:.2f}",
         f"{100 * (row.fp32 - row.int8):+.2f}",
         f"{100 * row.agreement:.2f} %",
+        "–" if math.isnan(row.divergence) else f"{row.divergence:.4f}",
         f"{row.p:.2f}",
         row.nodes or "–",
         seconds if row.calibrate_seconds else f"{row.convert_seconds:.1f}",
@@ -89,15 +103,16 @@ def markdown(rows: Sequence[Row], titles: dict[str, str], machine: str) -> str:
     return "\n".join(lines)
 
 
-def write_markdown(path: Path, table: str) -> None:
-    """Puts the table between the two marks in a Markdown file; a file without them gets it at its end."""
+def write_markdown(path: Path, table: str, kind: str = "accuracy") -> None:
+    """Puts a table between its two marks in a Markdown file; a file without them gets it at its end."""
+    begin, end = f"<!-- begin {kind} table -->", f"<!-- end {kind} table -->"
     text = path.read_text(encoding="utf-8") if path.exists() else "# Accuracy\n"
-    if BEGIN not in text or END not in text:
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    if begin not in text or end not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    temporary.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -12,6 +12,7 @@ from quantizer_core.errors import ConfigError, nearest
 CALIBRATION_METHODS = ("minmax", "moving_average", "percentile", "kl", "mse")
 REDUCE_RANGE = ("auto", "on", "off")
 ROUNDINGS = ("second_order", "nearest")
+WEIGHT_CLIPPING = ("none", "mse")
 PREPROCESS_KINDS = ("tensors", "image", "module")
 NORMALIZATIONS = ("none", "unit", "inception", "torch", "caffe")
 RESIZES = ("stretch", "crop")
@@ -102,6 +103,8 @@ class QuantizationConfig:
       calibration_method: how a histogram becomes a range (see ``quantizer_core.calibration.methods``).
       percentile: for ``percentile``: share of the values, in percent, that the range covers; in (50, 100].
       reduce_range: 7-bit weights, which CPUs without VNNI need for exact sums: ``auto`` asks the CPU.
+      weight_clipping: ``mse`` clips large weights where the smaller steps of the others make up for it (the limit with
+        the least squared error); ``none`` keeps every weight in range.
       equalization: give each channel of a tensor between kernels a scale of its own, where that is predicted to make
         the rounding errors smaller (see ``quantizer_core.planning.equalize``); needs ``per_channel``.
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
@@ -122,6 +125,7 @@ class QuantizationConfig:
     calibration_method: str = "mse"
     percentile: float = 99.99
     reduce_range: str = "auto"
+    weight_clipping: str = "none"
     equalization: bool = True
     bias_correction: bool = True
     rounding: str = "second_order"
@@ -135,6 +139,7 @@ class QuantizationConfig:
         _choice("calibration_method", self.calibration_method, CALIBRATION_METHODS)
         _choice("reduce_range", self.reduce_range, REDUCE_RANGE)
         _choice("rounding", self.rounding, ROUNDINGS)
+        _choice("weight_clipping", self.weight_clipping, WEIGHT_CLIPPING)
         if not isinstance(self.refine_examples, int) or self.refine_examples < 0:
             raise ConfigError(f"refine_examples must be an integer of at least 0, not {self.refine_examples!r}")
         if isinstance(self.preprocess, Mapping):

@@ -58,7 +58,9 @@ def convert(
     plan = make_plan(prepared, statistics, config)
     examples = _decode(sample[: config.refine_examples], prepared, config)
     known = statistics if config.bias_correction else None
-    parameters: Mapping[str, LayerParameters] = nominal_parameters(Graph(prepared.graph_def), plan, known)
+    parameters: Mapping[str, LayerParameters] = nominal_parameters(
+        Graph(prepared.graph_def), plan, known, config.weight_clipping
+    )
     if examples:
         parameters = {**parameters, **refine(prepared, plan, examples, config)}
     return Conversion(lower(prepared, plan, parameters), plan)

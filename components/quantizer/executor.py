@@ -195,7 +195,7 @@ def _facts(
 
 
 def _properties(result: EvaluationResult) -> dict[str, Any]:
-    names = ("fp32", "int8", "drop", "max_drop", "agreement", "mcnemar_p", "relative_error")
+    names = ("fp32", "int8", "drop", "max_drop", "agreement", "mcnemar_p", "relative_error", "divergence")
     figures = {name: float(getattr(result, name)) for name in names}
     # ML Metadata's database holds no NaN: a figure that could not be had is left out.
     known = {name: value for name, value in figures.items() if not math.isnan(value)}

@@ -15,6 +15,7 @@ from quantizer_core.config import (
     REDUCE_RANGE,
     RESIZES,
     ROUNDINGS,
+    WEIGHT_CLIPPING,
     PreprocessConfig,
     QuantizationConfig,
 )
@@ -102,6 +103,9 @@ def quantization_options(function: _Function) -> _Function:
             "--reduce_range",
             type=click.Choice(REDUCE_RANGE),
             help="7-bit weights, for CPUs without VNNI. [default: auto]",
+        ),
+        click.option(
+            "--weight_clipping", type=click.Choice(WEIGHT_CLIPPING), help="Clip outlying weights. [default: none]"
         ),
         click.option(
             "--equalization", type=bool, help="Scale channels so that small ones use more codes. [default: true]"

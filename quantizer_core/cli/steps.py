@@ -28,6 +28,7 @@ _CONFIG_FIELDS = {
     "method": "calibration_method",
     "percentile": "percentile",
     "reduce_range": "reduce_range",
+    "weight_clipping": "weight_clipping",
     "equalization": "equalization",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
@@ -63,6 +64,7 @@ class CalibrationRequest:
     method: str | None = None
     percentile: float | None = None
     reduce_range: str | None = None
+    weight_clipping: str | None = None
     equalization: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None

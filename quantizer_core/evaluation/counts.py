@@ -11,6 +11,8 @@ import numpy as np
 from quantizer_core.calibration.fixed_point import mean_of_limbs, to_limbs
 from quantizer_core.errors import DataError
 
+_LEAST = 1e-12
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationCounts:
@@ -30,6 +32,10 @@ class EvaluationCounts:
       measured: number of examples in which all outputs were finite numbers of equal shape.
       error_high, error_low: limbs (see calibration/fixed_point.py) of the sum, over the measured examples, of the
         relative error ‖int8 - fp32‖ / ‖fp32‖ of all floating-point outputs joined.
+      compared: number of classified examples with finite scores.
+      divergence_high, divergence_low: limbs of the sum over them of Σ p·ln(p / q), the Kullback-Leibler divergence in
+        nats of INT8's distribution over the classes, q, from FP32's, p: the scores if FP32's are a distribution,
+        else their softmax.
     """
 
     examples: int = 0
@@ -47,6 +53,9 @@ class EvaluationCounts:
     measured: int = 0
     error_high: int = 0
     error_low: int = 0
+    compared: int = 0
+    divergence_high: int = 0
+    divergence_low: int = 0
 
     def merge(self, other: EvaluationCounts) -> EvaluationCounts:
         """Returns the counts over both sets of examples: exact, associative and commutative."""
@@ -58,6 +67,12 @@ class EvaluationCounts:
         if not self.measured:
             return None
         return float(mean_of_limbs(np.array([self.error_high, self.error_low]), self.measured))
+
+    def divergence(self) -> float | None:
+        """Returns the mean divergence of INT8's classes from FP32's in nats, None if no example was compared."""
+        if not self.compared:
+            return None
+        return float(mean_of_limbs(np.array([self.divergence_high, self.divergence_low]), self.compared))
 
     def to_bytes(self) -> bytes:
         """Returns a canonical form: equal counts give equal bytes."""
@@ -114,6 +129,9 @@ def _classes(fp32: np.ndarray, int8: np.ndarray, label: int | None) -> dict[str,
     finite = [bool(np.isfinite(scores).all()) for scores in (fp32, int8)]
     agree = all(finite) and int(np.argmax(fp32)) == int(np.argmax(int8))
     fields = {"classified": 1, "agreement": int(agree)}
+    if all(finite):
+        high, low = to_limbs(np.array(divergence(fp32, int8)))
+        fields |= {"compared": 1, "divergence_high": int(high), "divergence_low": int(low)}
     if label is None:
         return fields
     if not 0 <= label < len(fp32):
@@ -132,6 +150,21 @@ def _classes(fp32: np.ndarray, int8: np.ndarray, label: int | None) -> dict[str,
         "only_fp32": int(right and not right_int8),
         "only_int8": int(right_int8 and not right),
     }
+
+
+def divergence(fp32: np.ndarray, int8: np.ndarray) -> float:
+    """Returns the Kullback-Leibler divergence of INT8's distribution over the classes from FP32's, in nats.
+
+    Args:
+      fp32, int8: float [classes], finite: probabilities, or scores whose softmax is taken. Probabilities below 1e-12
+        count as that.
+    """
+    p, q = (np.asarray(scores, np.float64) for scores in (fp32, int8))
+    if p.min() < 0 or abs(p.sum() - 1) > 1e-3:
+        p, q = (np.exp(scores - scores.max()) for scores in (p, q))
+    p, q = (np.maximum(scores, _LEAST) for scores in (p, q))
+    p, q = p / p.sum(), q / q.sum()
+    return max(float(np.sum(p * np.log(p / q))), 0.0)
 
 
 def _rank(scores: np.ndarray, label: int) -> int:

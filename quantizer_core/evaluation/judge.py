@@ -30,6 +30,8 @@ class EvaluationResult:
       mcnemar_p: two-sided p-value of McNemar's exact test on the labelled examples: how likely a difference in
         accuracy as large as this is by chance; NaN without labels.
       relative_error: mean relative error of the outputs; NaN if no example could be measured.
+      divergence: mean Kullback-Leibler divergence of INT8's classes from FP32's, in nats; it moves less by chance than
+        agreement does. NaN if the output holds no classes.
       num_examples: number of examples compared.
       facts: whatever else is known about the run: numbers and strings.
     """
@@ -44,6 +46,7 @@ class EvaluationResult:
     agreement: float
     mcnemar_p: float
     relative_error: float
+    divergence: float
     num_examples: int
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -143,7 +146,7 @@ def judge(
     fp32, int8 = (1.0, 0.0) if counts.nonfinite and metric == "similarity" else METRICS[metric](counts)
     drop = fp32 - int8
     blessed = not counts.nonfinite and drop <= max_drop + _EPSILON
-    error = counts.relative_error()
+    error, divergence = counts.relative_error(), counts.divergence()
     return EvaluationResult(
         blessed=blessed,
         reason=_reason(counts, metric, fp32, int8, max_drop, blessed),
@@ -155,6 +158,7 @@ def judge(
         agreement=counts.agreement / counts.classified if counts.classified else math.nan,
         mcnemar_p=mcnemar(counts.only_fp32, counts.only_int8) if counts.labelled else math.nan,
         relative_error=math.nan if error is None else error,
+        divergence=math.nan if divergence is None else divergence,
         num_examples=counts.examples,
         facts=dict(facts or {}),
     )

@@ -63,7 +63,7 @@ def carried_filter(filters: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def nominal_parameters(
-    graph: Graph, plan: QuantizationPlan, statistics: CalibrationStatistics | None
+    graph: Graph, plan: QuantizationPlan, statistics: CalibrationStatistics | None, clipping: str = "none"
 ) -> Mapping[str, LayerParameters]:
     """Returns for each kernel, by node name, weights rounded to nearest and the bias.
 
@@ -73,6 +73,7 @@ def nominal_parameters(
       statistics: if given, each bias is shifted by the mean error that rounding the weights makes on the channel means
         seen in calibration (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
         ICCV 2019, section 4.2); without, biases stay as they are.
+      clipping: of the weights' range: see ``quantizer_core.lowering.weights.grid``.
     """
     result = {}
     for node in plan.nodes:
@@ -83,7 +84,7 @@ def nominal_parameters(
         depthwise = node.op == "DepthwiseConv2dNative"
         weights = quantize_weights(
             filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits,
-            even=plan.tensors[node.sources[0]].dtype == "qint8",
+            even=plan.tensors[node.sources[0]].dtype == "qint8", clipping=clipping,
         )  # fmt: skip
         bias = bias_of(graph, node, filters)
         found = statistics.tensors.get(node.sources[0]) if statistics is not None else None

@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph, NodeDef
 from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, filter_of
-from quantizer_core.lowering.weights import QuantizedWeights, grid, pack, quantize_weights
+from quantizer_core.lowering.weights import QuantizedWeights, grid, pack, round_to_nearest
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
@@ -76,11 +76,12 @@ def _weights(
     config: QuantizationConfig,
 ) -> QuantizedWeights:
     depthwise = node.op == "DepthwiseConv2dNative"
+    step, top = grid(
+        filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits,
+        clipping=config.weight_clipping,
+    )  # fmt: skip
     if config.rounding == "nearest":
-        return quantize_weights(
-            filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits, even=even
-        )
-    step, top = grid(filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits)
+        return round_to_nearest(filters, step, top, even=even)
     covariance = Covariance(depthwise)
     strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
     explicit = node.padding or anchor.attr["explicit_paddings"].list.i

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from benchmarks import accuracy, accuracy_table, peers
+from benchmarks import ablation, accuracy, accuracy_table, peers
+from benchmarks.ablation import Result
 from benchmarks.accuracy_table import Row
 
 TITLES = {"net": "The Net"}
-ROW = Row("net", "ours", 200, 0.75, 0.745, 0.95, 0.5, "9 of 10", 2.5, 0.25)
+ROW = Row("net", "ours", 200, 0.75, 0.745, 0.95, 0.5, "9 of 10", 2.5, 0.25, divergence=0.01234)
 PEER = peers.Peer("Peer", ("some-package==1",), "driver.py")
 
 
@@ -35,7 +36,7 @@ def test_a_peer_is_scored_by_its_classes() -> None:
 
 def test_cells_give_percent_or_the_failure() -> None:
     assert accuracy_table.cells(ROW, "The Net") == (
-        "The Net", "ours", "200", "75.00", "74.50", "+0.50", "95.00 %", "0.50", "9 of 10", "2.5 + 0.2",
+        "The Net", "ours", "200", "75.00", "74.50", "+0.50", "95.00 %", "0.0123", "0.50", "9 of 10", "2.5 + 0.2",
     )  # fmt: skip
     failed = accuracy_table.cells(Row("net", "peer", failure="broken"), "The Net")
     assert failed[-1] == "broken" and len(failed) == len(accuracy_table.COLUMNS)
@@ -44,11 +45,12 @@ def test_cells_give_percent_or_the_failure() -> None:
 def test_the_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "accuracy.md"
     table = accuracy_table.markdown([ROW], TITLES, "a machine")
-    path.write_text(f"# Title\n\nbefore\n{accuracy_table.BEGIN}\nold\n{accuracy_table.END}\nafter\n")
+    begin, end = "<!-- begin accuracy table -->", "<!-- end accuracy table -->"
+    path.write_text(f"# Title\n\nbefore\n{begin}\nold\n{end}\nafter\n")
     for _ in range(2):
         accuracy_table.write_markdown(path, table)
         text = path.read_text()
-        assert text.startswith("# Title\n\nbefore\n") and text.endswith(f"{accuracy_table.END}\nafter\n")
+        assert text.startswith("# Title\n\nbefore\n") and text.endswith(f"{end}\nafter\n")
         assert "old" not in text and text.count("| The Net | ours | 200 |") == 1 and "a machine" in text
     new = tmp_path / "new.md"
     accuracy_table.write_markdown(new, table)
@@ -65,6 +67,33 @@ def test_variants_lie_on_top_of_the_config() -> None:
             accuracy._variants(wrong, "{}")
 
 
+def test_folds_evaluate_every_image_once_and_calibrate_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [str(number).encode() for number in range(400)]
+    monkeypatch.setattr("quantizer_core.data.read_examples", lambda *args, **options: found)
+    case = accuracy.CASES["resnet8"]
+    assert case.examples() == (found[:128], found[128:])
+    parts = [case.examples(fold, 3) for fold in range(3)]
+    assert sorted(example for _, evaluated in parts for example in evaluated) == sorted(found)
+    for calibration, evaluated in parts:
+        assert len(set(calibration)) == 128 and not set(calibration) & set(evaluated)
+        assert int(calibration[-1]) > 300  # spread over all
+
+
+def test_other_tools_are_not_measured_in_folds(shared_data: Path) -> None:
+    result = CliRunner().invoke(accuracy.main, ["--folds", "3", "--peers"])
+    assert result.exit_code == 2 and "one part of the images" in result.output
+
+
+def test_the_table_of_options_has_a_row_a_variant_and_a_column_a_graph() -> None:
+    results = [
+        Result(name, variant, 400, 0.5, 0.5 + shift, 0.9, 0.0123, 2.0)
+        for name in ("mobilenet", "resnet8") for variant, shift in (("defaults", 0.0), ("rounding: nearest", -0.01))
+    ]  # fmt: skip
+    lines = ablation.markdown(results, "a machine", 3).splitlines()
+    assert lines[2] == "| options | MobileNet V1 0.25 224 | MLPerf ResNet-8 |" and len(lines) == 6
+    assert lines[5] == "| rounding: nearest | 12.30 · 90.0 · -1.0 · 2.0 | 12.30 · 90.0 · -1.0 · 2.0 |"
+
+
 def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTIZER_SHARED_DATA", str(tmp_path / "nowhere"))
     result = CliRunner().invoke(accuracy.main, [])
@@ -72,7 +101,7 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_failing_conversion_gives_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours")
+    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours", 1)
     assert "unknown option 'no_such_option'" in row.failure and math.isnan(row.int8)
 
 
@@ -81,9 +110,9 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such package")
 
     monkeypatch.setattr(peers, "install", absent)
-    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool: Row(name, tool))
+    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool, folds: Row(name, tool))
     console = Console(record=True, width=200)
-    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), console))
+    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), 1, console))
     assert [row.tool for row in rows] == ["ours"]
     assert "OpenVINO/NNCF is left out, it cannot be installed: no such package" in console.export_text()
 

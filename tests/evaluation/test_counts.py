@@ -60,6 +60,23 @@ def test_the_first_vector_output_holds_the_classes() -> None:
     assert counts.relative_error() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("softmaxed", [False, True])
+def test_the_divergence_is_that_of_the_distributions(softmaxed: bool) -> None:
+    p, q = np.array([0.5, 0.25, 0.25], np.float32), np.array([0.25, 0.25, 0.5], np.float32)
+    scores = (p, q) if softmaxed else (np.log(p) + 3, np.log(q) - 1)
+    counts = compare([scores[0]], [scores[1]], None)
+    assert counts.divergence() == pytest.approx(0.5 * np.log(2) + 0.25 * np.log(0.5), abs=1e-6)
+    same = compare([scores[0]], [scores[0]], None)
+    assert counts.merge(same).divergence() == pytest.approx(counts.divergence() / 2)
+    assert same.divergence() == pytest.approx(0, abs=1e-9)
+
+
+def test_certainty_of_the_wrong_class_diverges_finitely() -> None:
+    counts = compare([np.array([1.0, 0.0])], [np.array([0.0, 1.0])], None)
+    assert 20 < counts.divergence() < 40
+    assert compare([np.array([1.0, 2.0])], [np.array([np.nan, 2.0])], None).divergence() is None
+
+
 def test_a_silent_output_has_no_error_or_all_of_it() -> None:
     silent = np.zeros((2, 2))
     assert compare([silent], [silent], None).relative_error() == 0

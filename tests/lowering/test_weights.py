@@ -33,6 +33,29 @@ def test_every_weight_is_rounded_to_the_nearest_code(shape, seed, per_channel, b
     assert np.all(weights.codes.astype(int) % doubled == 0)
 
 
+@given(SHAPES, st.integers(0, 1000), st.booleans(), st.sampled_from([7, 8]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_clipping_never_adds_squared_error(shape, seed, per_channel, bits, depthwise):
+    filters = filters_of((*shape[:3], 1) if depthwise else shape, seed)
+    errors = []
+    for clipping in ("none", "mse"):
+        weights = quantize_weights(
+            filters, depthwise=depthwise, per_channel=per_channel, bits=bits, clipping=clipping
+        )  # fmt: skip
+        axes = (0, 1) if depthwise else (0, 1, 2)
+        errors.append(np.square(weights.dequantized() - filters, dtype=np.float64).sum(axes if per_channel else None))
+    assert np.all(errors[1] <= errors[0] * (1 + 1e-5) + 1e-30)
+
+
+def test_an_outlier_is_clipped():
+    filters = np.random.default_rng(0).normal(size=(1, 1, 4000, 1)).astype(np.float32)
+    filters[0, 0, 0, 0] = 8.0
+    whole, clipped = (quantize_weights(filters, bits=7, clipping=clipping) for clipping in ("none", "mse"))
+    assert clipped.limits < 0.95 * whole.limits
+    errors = [np.square(weights.dequantized() - filters).sum() for weights in (whole, clipped)]
+    assert errors[1] < 0.95 * errors[0]
+
+
 @given(SHAPES, st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_negated_weights_have_negated_codes(shape, seed):

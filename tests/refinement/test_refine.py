@@ -59,7 +59,9 @@ def test_the_simulation_computes_what_the_int8_graph_computes():
     assert max(len(kept) for kept in simulation._kept) < len(simulation.steps) / 2
 
 
-@pytest.mark.parametrize("options", [{}, {"per_channel": False}, {"reduce_range": "on"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"per_channel": False}, {"reduce_range": "on"}, {"weight_clipping": "mse"}], ids=str
+)
 def test_refined_graphs_are_closer_to_fp32(options):
     config, graph_def, prepared, plan, data = setting(24, **options)
     examples = [{"x": row} for row in data]
@@ -101,7 +103,8 @@ def test_the_same_sample_gives_the_same_bytes():
 
 def test_rounding_to_nearest_is_a_choice():
     config, _, prepared, plan, data = setting(6)
-    nearest = dataclasses.replace(config, rounding="nearest")
-    refined = refine(prepared, plan, [{"x": row} for row in data], nearest)
-    for name, layer in nominal_parameters(Graph(prepared.graph_def), plan, None).items():
-        np.testing.assert_array_equal(refined[name].weights.codes, layer.weights.codes)
+    for clipping in ("none", "mse"):
+        nearest = dataclasses.replace(config, rounding="nearest", weight_clipping=clipping)
+        refined = refine(prepared, plan, [{"x": row} for row in data], nearest)
+        for name, layer in nominal_parameters(Graph(prepared.graph_def), plan, None, clipping).items():
+            np.testing.assert_array_equal(refined[name].weights.codes, layer.weights.codes)
