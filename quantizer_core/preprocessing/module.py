@@ -92,5 +92,5 @@ def _checked(result: object, inputs: Sequence[TensorSpec], path: str) -> dict[st
                 f"preprocess of {path!r} returns shape {tensor.shape} for {spec.name!r}, the graph wants {wanted} "
                 "(one example, without the batch dimension)"
             )
-        tensors[spec.name] = tf.ensure_shape(tensor, wanted)
+        tensors[spec.name] = tensor if wanted is None else tf.ensure_shape(tensor, wanted)
     return tensors
