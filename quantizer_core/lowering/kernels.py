@@ -17,6 +17,7 @@ from quantizer_core.graph.attrs import set_attr
 from quantizer_core.graph.control_flow import innermost_frames, pivots
 from quantizer_core.graph.graph import Graph, NodeDef, node_of
 from quantizer_core.lowering import sums
+from quantizer_core.lowering.guards import not_empty
 from quantizer_core.lowering.weights import QuantizedWeights
 
 if TYPE_CHECKING:
@@ -132,10 +133,16 @@ class Emitter:
         return self.graph.add_node("Mul", name, [self.dequantize(source, f"{name}/carried"), factors], T=tf.float32)
 
     def dequantize(self, source: IntTensor, name: str, offset: float = 0.0) -> str:
-        """Returns a float32 tensor with the values of the codes, less the offset that they were coded with."""
+        """Returns a float32 tensor with the values of the codes, less the offset that they were coded with.
+
+        The kernel ends the process where there are no codes; a guard before it makes that an error of the step.
+        """
         low, high = self.bounds(source)
+        kind = getattr(tf, source.dtype)
+        one = self.const(f"{name}/at_least", np.array(1, np.int32), beside=source.name)
+        guarded = not_empty(self.graph, source.name, kind, one, name)
         result = self.graph.add_node(
-            "Dequantize", name, [source.name, low, high], T=getattr(tf, source.dtype), dtype=tf.float32,
+            "Dequantize", name, [guarded, low, high], T=kind, dtype=tf.float32,
             mode="SCALED", narrow_range=source.dtype == QINT8, axis=-1,
         )  # fmt: skip
         if not offset:
