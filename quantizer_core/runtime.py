@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -21,6 +22,12 @@ _CPUINFO = "/proc/cpuinfo"
 # (https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html). Names not listed allow both.
 _ISA_WITHOUT_VNNI = frozenset({"SSE41", "AVX", "AVX2", "AVX512_MIC", "AVX512_MIC_4OPS", "AVX512_CORE"})
 _ISA_WITH_AVX_VNNI_ONLY = frozenset({"AVX2_VNNI", "AVX2_VNNI_2"})
+
+# In TensorFlow's errors: the node, as a line and behind its cause; lines that say nothing of the cause; the number
+# before one of several causes.
+_NODE_LINE, _NODE_MARK = re.compile(r"Node: '(.*)'"), re.compile(r"\{\{node ([^}]*)\}\}")
+_HEADING = re.compile(r"Graph execution error|Detected at node|\d+ root error|\[\[|Original stack trace|File \"")
+_ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+: )?")
 
 # A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch.
 _PROBE_BATCH = 509
@@ -135,11 +142,16 @@ def tensor_of(graph: tf.Graph, name: str) -> tf.Tensor:
 
 
 def _first_line(error: Exception) -> str:
+    """Returns what an error says, without TensorFlow's headings and traces, and the node that it is of."""
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Two errors at once are listed below a heading that says nothing.
-    useful = [line for line in lines if not line.startswith(("Graph execution error", "2 root error", "1 root error"))]
-    return (useful or lines or [type(error).__name__])[0]
+    marked = [index for index, line in enumerate(lines) if _NODE_LINE.fullmatch(line)]
+    useful = lines[marked[-1] + 1 :] if marked else lines  # what stands before is where the node was made
+    useful = [line for line in useful if not _HEADING.match(line)]
+    cause = (useful or lines or [type(error).__name__])[0]
+    node = _NODE_MARK.search(text, text.find(cause))
+    cause = _ROOT_NUMBER.sub("", cause)
+    return f"{cause} (node {node[1]!r})" if node and f"node {node[1]}" not in cause else cause
 
 
 def batch_limit(inputs: Sequence[TensorSpec]) -> int | None:

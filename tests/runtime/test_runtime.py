@@ -223,3 +223,25 @@ def test_check_machine_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     with pytest.raises(MachineError, match="has no oneDNN"):
         runtime.check_machine()
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (
+            "Graph execution error:\n\nDetected at node 'a' defined at (most recent call last):\n"
+            "    File \"x.py\", line 1\nNode: 'a'\nsizes differ: 4 and 6\n\t [[{{node a}}]]",
+            "sizes differ: 4 and 6 (node 'a')",
+        ),
+        (
+            "Graph execution error:\n\nDetected at node 'a' defined at\nNode: 'a'\nDetected at node 'b' defined at\n"
+            "Node: 'b'\n2 root error(s) found.\n  (0) INVALID_ARGUMENT:  sizes differ\n\t [[{{node a}}]]\n\t [[b/_3]]\n"
+            "  (1) INVALID_ARGUMENT:  others differ\n\t [[{{node b}}]]\n0 successful operations.",
+            "sizes differ (node 'a')",
+        ),
+        ("node b: sizes differ\n\t [[{{node b}}]]", "node b: sizes differ"),
+        ("no kernel\n", "no kernel"),
+    ],
+)
+def test_the_cause_is_found_among_the_headings(message, cause):
+    assert runtime._first_line(tf.errors.InvalidArgumentError(None, None, message)) == cause
