@@ -27,7 +27,7 @@ _ISA_WITH_AVX_VNNI_ONLY = frozenset({"AVX2_VNNI", "AVX2_VNNI_2"})
 # before one of several causes.
 _NODE_LINE, _NODE_MARK = re.compile(r"Node: '(.*)'"), re.compile(r"\{\{node ([^}]*)\}\}")
 _HEADING = re.compile(r"Graph execution error|Detected at node|\d+ root error|\[\[|Original stack trace|File \"")
-_ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+: )?")
+_ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+:\s*)?")
 
 # A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch.
 _PROBE_BATCH = 509
