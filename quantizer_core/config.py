@@ -107,6 +107,7 @@ class QuantizationConfig:
         the least squared error); ``none`` keeps every weight in range.
       equalization: give each channel of a tensor between kernels a scale of its own, where that is predicted to make
         the rounding errors smaller (see ``quantizer_core.planning.equalize``); needs ``per_channel``.
+      fine_inputs: carry an input that eight bits cannot hold well in two codes (see ``quantizer_core.planning.fine``).
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.
@@ -127,6 +128,7 @@ class QuantizationConfig:
     reduce_range: str = "auto"
     weight_clipping: str = "none"
     equalization: bool = True
+    fine_inputs: bool = True
     bias_correction: bool = True
     rounding: str = "second_order"
     refine_examples: int = 32

@@ -16,7 +16,8 @@ from quantizer_core.errors import DataError
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import lower
 from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
-from quantizer_core.planning import QuantizationPlan, make_plan
+from quantizer_core.planning import QuantizationPlan
+from quantizer_core.planning.fine import plan_finely
 from quantizer_core.prepare import prepare
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.refinement import refine
@@ -31,10 +32,12 @@ class Conversion:
     Attributes:
       graph_def: between the same inputs and outputs as the FP32 graph.
       plan: what became of each candidate node, and why.
+      prepared: the FP32 graph that the plan is of; it may write inputs in two parts (``fine_inputs``).
     """
 
     graph_def: graph_pb2.GraphDef
     plan: QuantizationPlan
+    prepared: PreparedGraph
 
 
 def convert(
@@ -55,7 +58,7 @@ def convert(
     Raises:
       DataError: if the statistics are not those of this graph.
     """
-    plan = make_plan(prepared, statistics, config)
+    prepared, statistics, plan = plan_finely(prepared, statistics, config)
     examples = _decode(sample[: config.refine_examples], prepared, config)
     known = statistics if config.bias_correction else None
     parameters: Mapping[str, LayerParameters] = nominal_parameters(
@@ -63,7 +66,7 @@ def convert(
     )
     if examples:
         parameters = {**parameters, **refine(prepared, plan, examples, config)}
-    return Conversion(lower(prepared, plan, parameters), plan)
+    return Conversion(lower(prepared, plan, parameters), plan, prepared)
 
 
 def _decode(

@@ -47,7 +47,7 @@ def inspect_graph(options: Mapping[str, Any], count: int, quiet: bool = False) -
     examples = itertools.islice(comparison_examples(request, ready.config, ready.prepared), count)
     with step("Comparing", quiet) as seen:
         report = compare_layers(
-            ready.prepared, conversion.graph_def, conversion.plan, examples, ready.config, seen
+            conversion.prepared, conversion.graph_def, conversion.plan, examples, ready.config, seen
         )  # fmt: skip
     return Inspection(conversion.plan, report)
 

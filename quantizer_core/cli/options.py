@@ -110,6 +110,9 @@ def quantization_options(function: _Function) -> _Function:
         click.option(
             "--equalization", type=bool, help="Scale channels so that small ones use more codes. [default: true]"
         ),
+        click.option(
+            "--fine_inputs", type=bool, help="Two codes for inputs that 8 bits cannot hold well. [default: true]"
+        ),
         click.option("--bias_correction", type=bool, help="Shift biases by the mean rounding error. [default: true]"),
         click.option(
             "--rounding",

@@ -30,6 +30,7 @@ _CONFIG_FIELDS = {
     "reduce_range": "reduce_range",
     "weight_clipping": "weight_clipping",
     "equalization": "equalization",
+    "fine_inputs": "fine_inputs",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
     "refine_examples": "refine_examples",
@@ -66,6 +67,7 @@ class CalibrationRequest:
     reduce_range: str | None = None
     weight_clipping: str | None = None
     equalization: bool | None = None
+    fine_inputs: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
     refine_examples: int | None = None

@@ -246,9 +246,10 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def bounds(planned: TensorPlan) -> tuple[float, float]:
-    """Returns the least and the greatest value, times its channel's scale, that a planned tensor's codes stand for."""
+    """Returns the least and the greatest value, of all channels, that the codes of a planned tensor stand for."""
     low = 0.0 if planned.dtype == QUINT8 else -planned.limit
-    return low - planned.offset, planned.limit - planned.offset
+    least, greatest = (value / planned.scales - planned.offsets for value in (low, planned.limit))
+    return float(least.min()), float(greatest.max())
 
 
 # --- the graph that sees ------------------------------------------------------------------------------------------
@@ -348,10 +349,11 @@ def _reduce(x: tf.Tensor, int8: tf.Tensor, planned: TensorPlan | None, single: b
     values = tf.ones_like(signal) * tf.cast(tf.shape(x)[1], tf.float64)
     if planned is None:
         return tf.stack([signal, noise, tf.zeros_like(signal), values]), tf.zeros([_CODES], tf.int32)
-    low, high = bounds(planned)
+    low, high = 0.0 if planned.dtype == QUINT8 else -planned.limit, planned.limit
     step = planned.limit / LEVELS[planned.dtype]
-    if planned.scale:
-        x, int8 = (tf.reshape(tf.reshape(t, [-1, len(planned.scale)]) * planned.scale, [batch, -1]) for t in (x, int8))
+    channels = max(planned.offsets.size, planned.scales.size)
+    offsets, scales = (tf.constant(values, tf.float32) for values in (planned.offsets, planned.scales))
+    x, int8 = (tf.reshape((tf.reshape(t, [-1, channels]) + offsets) * scales, [batch, -1]) for t in (x, int8))
     outside = tf.logical_or(x > high + step / 2, x < low - step / 2)
     codes = tf.cast(tf.round((int8 - low) / step), tf.int32)
     met = tf.math.bincount(

@@ -115,22 +115,32 @@ class Emitter:
 
     def quantize_as(self, source: str, name: str, planned: TensorPlan) -> tuple[IntTensor, str]:
         """Rounds a float32 tensor to the codes of its plan; returns them and the name of the node that reads it."""
-        if planned.scale:
-            factors = self.range_const(planned.scales, source)
-            scaled = self.graph.add_node("Mul", f"{name}/scaled", [source, factors], T=tf.float32)
-            return self.quantize(scaled, name, planned.dtype, planned.limit), scaled
-        if planned.offset:
-            result = self.quantize_shifted(source, name, planned.limit, planned.offset)
-        else:
-            result = self.quantize(source, name, planned.dtype, planned.limit)
-        return result, result.name
+        if not planned.scale:
+            if planned.offset:
+                result = self.quantize_shifted(source, name, planned.limit, float(planned.offsets[0]))
+            else:
+                result = self.quantize(source, name, planned.dtype, planned.limit)
+            return result, result.name
+        carried = self._affine(source, name, (("AddV2", "moved", planned.offsets), ("Mul", "scaled", planned.scales)))
+        return self.quantize(carried[-1], name, planned.dtype, planned.limit), carried[0]
 
     def dequantize_as(self, source: IntTensor, name: str, planned: TensorPlan) -> str:
         """Returns a float32 tensor with the values that the codes of a planned tensor stand for."""
         if not planned.scale:
-            return self.dequantize(source, name, planned.offset)
-        factors = self.range_const(1 / planned.scales, source.name)
-        return self.graph.add_node("Mul", name, [self.dequantize(source, f"{name}/carried"), factors], T=tf.float32)
+            return self.dequantize(source, name, float(planned.offsets[0]))
+        carried = self.dequantize(source, f"{name}/carried")
+        steps = (("Mul", "scaled", 1 / planned.scales), ("Sub", "moved", planned.offsets))
+        return self._affine(carried, name, steps)[-1]
+
+    def _affine(self, source: str, name: str, steps: Sequence[tuple[str, str, np.ndarray]]) -> list[str]:
+        """Adds ops with a constant for each channel, but for sums with zero; returns their names."""
+        names: list[str] = []
+        for op, word, values in steps:
+            if op == "Mul" or values.any():
+                operand = self.range_const(np.asarray(values, np.float32), source)
+                last = names[-1] if names else source
+                names.append(self.graph.add_node(op, f"{name}/{word}", [last, operand], T=tf.float32))
+        return names
 
     def dequantize(self, source: IntTensor, name: str, offset: float = 0.0) -> str:
         """Returns a float32 tensor with the values of the codes, less the offset that they were coded with.

@@ -108,12 +108,12 @@ class _Lowering:
         if source.offset:
             weights = parameters.weights.dequantized().astype(np.float64)
             taps = weights.reshape(-1, *weights.shape[-2:]).sum(axis=0)  # [channels read, outputs]
-            bias -= source.offset * (taps[:, 0] if node.op == "DepthwiseConv2dNative" else taps.sum(axis=0))
+            bias -= float(source.offsets[0]) * (taps[:, 0] if node.op == "DepthwiseConv2dNative" else taps.sum(axis=0))
         if node.summand:
-            bias -= self.plan.tensors[node.summand].offset
+            bias -= self.plan.tensors[node.summand].offsets
         if node.output in self.plan.tensors:
             planned = self.plan.tensors[node.output]
-            bias = (bias + planned.offset) * planned.scales
+            bias = (bias + planned.offsets) * planned.scales
         return bias.astype(np.float32)
 
     def _relu(self, node: NodePlan) -> bool:

@@ -5,6 +5,9 @@ Correction", ICCV 2019, section 4.1), turned to the activations: weights have a 
 the kernel that makes a channel may multiply it for nothing, and the filters that read it are divided by as much. A
 depthwise filter, too, has its own scale for each channel; any other reader shares one scale among the channels it
 sums, so what its input gains in precision its weights lose, and the best share of the way is taken.
+
+A result that floats alone read is fitted channel by channel where one channel's range would starve another: in what
+goes into a gate (x · sigmoid(x)) ranges may differ by a hundred.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ WIDEST = 16.0
 REFINED = 0.3
 #: Predicted noise has to fall by this share, or the tensor is left alone.
 WORTH = 0.01
+#: A channel whose range holds fewer codes than this is starved; one below this share of the widest is taken for empty.
+FEW_CODES, NOTHING = 17, 1e-3
+#: Share of its range that a channel fitted by itself gets on either side.
+ROOM = 0.125
 
 
 def equalize(
@@ -40,10 +47,10 @@ def equalize(
     tensors: Mapping[str, TensorPlan],
     statistics: CalibrationStatistics,
 ) -> dict[str, TensorPlan]:
-    """Returns the tensors that get scales, with them.
+    """Returns the tensors that get scales, with them; the others are left out.
 
-    Only tensors that convolutions make without a sum and that kernels alone read can have them; a MaxPool or a
-    concatenation of channels hands them on.
+    Only tensors that convolutions make without a sum can have them, where kernels alone read them, a MaxPool or a
+    concatenation of channels handing them on; or where floats alone do.
 
     Args:
       graph: the FP32 graph.
@@ -56,9 +63,14 @@ def equalize(
     result: dict[str, TensorPlan] = {}
     for members in classes:
         family = _Family(graph, steps, members)
-        if not family.readers or not family.handed_on or family.read_elsewhere(outputs):
+        if len(members) == 1 and family.handed_on and not family.taken:
+            fitted = _fitted(tensors[members[0]], statistics)
+            if fitted is not None:
+                result[members[0]] = fitted
             continue
-        if any(tensors[member].offset for member in members):
+        if not family.readers or any(tensors[member].offset for member in members):
+            continue
+        if not family.handed_on or family.read_elsewhere(outputs):
             continue
         scales = _best_scales(family, tensors[members[0]], statistics)
         if scales is not None:
@@ -74,6 +86,7 @@ class _Family:
     Attributes:
       channels: tensor → for each of its channels the number of that channel in the family, int64.
       count: how many channels the family has.
+      taken: whether a kernel reads a member.
       handed_on: whether each member is made by a convolution that may scale its channels, or hands channels on.
       readers: the kernels with weights that read members.
     """
@@ -83,6 +96,7 @@ class _Family:
         self._made = [step for step in steps if step.integer and step.output in self._members]
         self._takers = [step for step in steps if self._members.intersection((*step.sources, step.summand))]
         self.readers = [step for step in self._takers if step.form in ("convolution", "matmul")]
+        self.taken = bool(self._takers)
         self.channels: dict[str, np.ndarray] = {}
         self.count = 0
         self.handed_on = len(self._made) == len(members) and all(self._number(step) for step in self._made)
@@ -124,6 +138,27 @@ class _Family:
         if anchor.op == "MatMul" and anchor.attr["transpose_b"].b:
             weights = weights.T
         return weights.reshape(-1, *weights.shape[-2:])
+
+
+def _fitted(planned: TensorPlan, statistics: CalibrationStatistics) -> TensorPlan | None:
+    """Fits the codes of a result that floats alone read to the range of each channel, if one has too few of them.
+
+    Dequantising it takes a multiplication more then, so results whose channels all have enough codes stay as they are.
+    """
+    found = statistics.tensors.get(planned.name)
+    if found is None or found.channel_extremes is None:
+        return None
+    low, high = found.channel_extremes.astype(np.float64)
+    low = np.maximum(low, -planned.offsets)  # what lies below has been found not to matter, if there is an offset
+    width = np.maximum(high - low, 0)
+    step = planned.limit / (255 if planned.dtype == "quint8" else 127)
+    if not np.any(width[width > NOTHING * width.max()] < FEW_CODES * step):
+        return None
+    low = np.zeros_like(low) if found.minimum >= 0 else low - width * ROOM
+    high = high + width * ROOM
+    width = np.maximum(high - low, (high - low).max() / 255)
+    offset, scale = (tuple(float(np.float32(value)) for value in values) for values in (-low, planned.limit / width))
+    return dataclasses.replace(planned, dtype="quint8", offset=offset, scale=scale)
 
 
 def _best_scales(family: _Family, planned: TensorPlan, statistics: CalibrationStatistics) -> np.ndarray | None:

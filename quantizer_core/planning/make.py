@@ -14,7 +14,7 @@ from quantizer_core.graph.infer import tensor_info
 from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
 from quantizer_core.planning.equalize import equalize
-from quantizer_core.planning.groups import ANCHOR_OPS, Matcher, find_groups, ordered
+from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, ordered
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure
@@ -52,7 +52,7 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
         if node.op in ANCHOR_OPS and not matcher.refusal(node):
             group = matcher.group(node)
             watch(group.source, -1)
-            watch(group.output)
+            watch(group.output, -1 if _floats_read(graph, group.output) else None)
             if group.residual is not None:
                 watch(group.residual.relu)
         elif node.op in passive.CONCAT_OPS and node.attr["T"].type == 1:
@@ -62,6 +62,12 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
             watch(canonical(node.input[0]))
             watch(node.name)
     return tuple(ObservedTensor(name, watched[name]) for name in sorted(watched))
+
+
+def _floats_read(graph: Graph, tensor: str) -> bool:
+    """Tells whether an op that is computed in float32 surely reads a tensor, as activations do that no kernel has."""
+    integer = ANCHOR_OPS | ADD_OPS | RELU_OPS | passive.PASSIVE_OPS
+    return any(edge.consumer.op not in integer for edge in graph.consumers(tensor))
 
 
 def make_plan(
@@ -104,6 +110,8 @@ class _Planner:
             structure = Structure(
                 self.graph, self.matcher, self.groups, self.order, self.info, self.bans, self._average_refusal
             )
+            if self._refuse_lone_depthwise(structure):
+                continue
             bans = len(self.bans)
             tensors = self._tensors(structure)
             if len(self.bans) == bans:
@@ -125,6 +133,25 @@ class _Planner:
             if group.anchor in self.matcher.sporadic and not self._statistics(group.source).finite:
                 del self.groups[group.anchor]
                 self.refused[group.anchor] = "no calibration example reached it"
+
+    def _refuse_lone_depthwise(self, structure: Structure) -> bool:
+        """Leaves depthwise convolutions alone that read floats and are read by floats; tells whether there are any.
+
+        Rounding what they read and the way back cost more than their kernel saves: they have few products a value.
+        """
+        read = {tensor for step in structure.steps for tensor in (*step.sources, step.summand)}
+        lone = [
+            step.name
+            for step in structure.steps
+            if step.op == "DepthwiseConv2dNative"
+            and not step.summand
+            and step.sources[0] not in structure.producers
+            and step.output not in read
+        ]
+        for name in lone:
+            del self.groups[name]
+            self.refused[name] = "it reads floats and floats read it: INT8 would be slower"
+        return bool(lone)
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 

@@ -17,23 +17,29 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class TensorPlan:
-    """A tensor that is carried as integers: code · limit / (255 or 127) stands for (value + offset), or value · scale.
+    """A tensor that is carried as integers: code · limit / (255 or 127) stands for (value + offset) · scale.
 
     Attributes:
       name: tensor name in the prepared FP32 graph.
       dtype: ``quint8`` or ``qint8``.
       limit: what code 255 (quint8) or 127 (qint8) stands for.
-      offset: added to the values before they are coded (0 for nearly all). What reads the codes takes it back in its
-        bias: a signed summand of a fused sum is carried as quint8 so.
-      scale: what the values of each channel (the last axis) are multiplied with before they are coded, or empty for 1:
-        small channels use more codes so. The weights of the kernels that make and read the tensor take it in.
+      offset: added to the values before they are coded (0 for nearly all), where floats alone read the tensor also one
+        for each channel (the last axis). What reads the codes takes it back in its bias: a signed summand of a fused
+        sum is carried as quint8 so.
+      scale: what the values of each channel are multiplied with thereafter, or empty for 1: small channels use more
+        codes so. The weights of the kernels that make and read the tensor take it in.
     """
 
     name: str
     dtype: str
     limit: float
-    offset: float = 0.0
+    offset: float | tuple[float, ...] = 0.0
     scale: tuple[float, ...] = ()
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The offset as float64 [channels], or [1] where it is one."""
+        return np.atleast_1d(np.asarray(self.offset, np.float64))
 
     @property
     def scales(self) -> np.ndarray:

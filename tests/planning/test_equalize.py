@@ -163,3 +163,32 @@ def test_tensors_that_others_read_as_they_are_get_no_scales(define):
 
 def test_scales_need_scales_of_the_weights():
     assert not scaled(conversions(into_depthwise, per_channel=False)[2][True].plan)
+
+
+def gated(net, x):
+    """What goes into the gate differs by a hundred from channel to channel, but all of it matters after it."""
+    sizes = np.geomspace(0.003, 1.0, 16).astype(np.float32)
+    y = tf.nn.conv2d(x, net.weights(3, 3, 8, 16) * sizes * 50, 1, "SAME")
+    y = tf.nn.bias_add(y, net.weights(16) * sizes)
+    return reading(net, y * tf.sigmoid(y), sizes**2, 8, 1)
+
+
+def test_a_result_that_floats_read_is_fitted_channel_by_channel():
+    prepared, _, found = conversions(gated)
+    (scale,) = scaled(found[True].plan).values()
+    assert max(scale) > 20 * min(scale)
+    (tensor,) = [each for each in found[True].plan.tensors.values() if each.scale]
+    assert isinstance(tensor.offset, tuple) and len(tensor.offset) == 16
+    assert QuantizationPlan.from_json(found[True].plan.to_json()) == found[True].plan
+    other = data_for(prepared, 16, seed=9)
+    exact = run_graph(prepared.graph_def, prepared, other)[0]
+    errors = {on: relative_error(run_graph(c.graph_def, prepared, other)[0], exact) for on, c in found.items()}
+    assert errors[True] < 0.75 * errors[False]
+
+
+def test_results_of_even_channels_stay_as_they_are():
+    def define(net, x):
+        y = net.conv(x, 16)
+        return net.conv(y * tf.sigmoid(y), 8, 1)
+
+    assert not scaled(conversions(define)[2][True].plan)

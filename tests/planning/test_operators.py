@@ -60,7 +60,7 @@ def test_every_convolution_of_a_detector_with_gated_activations_is_int8(shared_d
     paths = sorted((shared_data / "images" / "coco128").rglob("*.jpg"))
     examples = [{"images": image(path, (416, 416))[..., ::-1]} for path in paths[:3]]
     counts, int8, fp32 = converted(shared_data / "graphs" / "yolox_nano_coco.pb", examples[:2], examples[2:])
-    assert counts["Conv2D"] == (83, 83) and counts["DepthwiseConv2dNative"] == (30, 30)
+    assert counts["Conv2D"] == (83, 83) and counts["DepthwiseConv2dNative"] == (0, 30)
     assert int8.shape == fp32.shape and np.isfinite(int8).all()
 
 
@@ -71,13 +71,31 @@ def test_depthwise_over_a_single_channel(place: str, per_channel: bool):
         if place == "input":
             return net.conv(net.depthwise(x, relu="relu"), 8)
         if place == "output":
-            return net.depthwise(x)
+            return net.depthwise(net.conv(x, 1, relu="relu"))
         y = net.conv(x, 1, relu="relu")
         if place == "middle":
             return net.conv(net.depthwise(y, 2, relu="relu6"), 8)
         return net.conv(tf.nn.relu(net.depthwise(y) + net.conv(x * 1.5, 1, relu="relu")), 8)
 
     check(define, {"DepthwiseConv2dNative": 1}, (None, 12, 12, 1), per_channel=per_channel)
+
+
+def test_a_depthwise_convolution_between_floats_stays_as_it_is():
+    """Rounding its input and the way back would cost more than the kernel saves."""
+
+    def define(net, x):
+        x = net.conv(x, 16, 1)
+        x = net.depthwise(x * tf.sigmoid(x), name="lone")
+        y = net.conv(x * tf.sigmoid(x), 8, relu="relu", name="joined")
+        return net.depthwise(y, name="kept")
+
+    graph_def, outputs = build(define)
+    prepared, conversion, data = int8_of(graph_def, outputs)
+    states = {node.op + str(node.quantized): node.reason for node in conversion.plan.computing()}
+    assert states["DepthwiseConv2dNativeFalse"] == "it reads floats and floats read it: INT8 would be slower"
+    assert conversion.plan.counts() == {"Conv2D": (2, 2), "DepthwiseConv2dNative": (1, 2)}
+    found, exact = (run_graph(graph, prepared, data)[0] for graph in (conversion.graph_def, graph_def))
+    assert relative_error(found, exact) < 0.06
 
 
 def test_leaky_and_gated_activations_stand_between_int8_kernels():
