@@ -149,7 +149,8 @@ def _fitted(planned: TensorPlan, statistics: CalibrationStatistics) -> TensorPla
     if found is None or found.channel_extremes is None:
         return None
     low, high = found.channel_extremes.astype(np.float64)
-    low = np.maximum(low, -planned.offsets)  # what lies below has been found not to matter, if there is an offset
+    lowest = 0.0 if planned.dtype == "quint8" else -planned.limit
+    low = np.maximum(low, lowest - planned.offsets)  # what lies below has been found not to matter
     width = np.maximum(high - low, 0)
     step = planned.limit / (255 if planned.dtype == "quint8" else 127)
     if not np.any(width[width > NOTHING * width.max()] < FEW_CODES * step):

@@ -237,7 +237,8 @@ class _Planner:
             return False
         anchor = self.graph.node(step.name)
         shape = self.graph.constant_shape(anchor.input[1]) or ()
-        return anchor.attr["padding"].s == b"VALID" or tuple(shape[:2]) == (1, 1)
+        padding = anchor.attr["padding"].s  # EXPLICIT pads a 1×1 convolution too
+        return padding == b"VALID" or (padding == b"SAME" and tuple(shape[:2]) == (1, 1))
 
     def _settle_summand(self, step: Step, structure: Structure, tensors: dict[str, TensorPlan]) -> None:
         """Makes the summand of a fused sum unsigned: by proof, or by an offset if the sum alone reads it."""
