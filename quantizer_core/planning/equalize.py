@@ -131,13 +131,60 @@ class _Family:
             for member in self._members
         )
 
-    def matrix(self, reader: Step) -> np.ndarray:
-        """Returns a reader's filter as float64 [taps, channels read, outputs] (depthwise: [taps, channels, 1])."""
+    def filter(self, reader: Step, found: TensorStatistics) -> _Filter:
+        """Returns what counts of a reader's filter, and the variances of the channels that it reads."""
         anchor = self._graph.node(reader.name)
-        weights = np.asarray(self._graph.constant(anchor.input[1]), np.float64)
+        weights = np.abs(np.asarray(self._graph.constant(anchor.input[1]), np.float32))
         if anchor.op == "MatMul" and anchor.attr["transpose_b"].b:
             weights = weights.T
-        return weights.reshape(-1, *weights.shape[-2:])
+        weights = weights.reshape(-1, *weights.shape[-2:])  # [taps, channels read, outputs]; depthwise: one output
+        return _Filter(
+            self.channels[reader.sources[0]],
+            np.einsum("tio,tio->i", weights, weights, dtype=np.float64),
+            weights.max(0),
+            len(weights),
+            reader.op == "DepthwiseConv2dNative",
+            _variances(found),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filter:
+    """A filter that reads a family.
+
+    Attributes:
+      channels: the family's numbers of the channels that it reads, int64 [channels].
+      squares: sums of its squared weights, float64 [channels].
+      largest: largest magnitudes over its taps, float32 [channels, outputs].
+      taps: how many it has.
+      depthwise: whether each channel has a scale of its own.
+      variances: of the channels' values, float64 [channels].
+    """
+
+    channels: np.ndarray
+    squares: np.ndarray
+    largest: np.ndarray
+    taps: int
+    depthwise: bool
+    variances: np.ndarray
+
+    def noise(self, scales: np.ndarray, step: float) -> float:
+        """Returns the rounding noise that its results get from the input, and from its own weights.
+
+        A value rounded to multiples of d is off by d²/12 in the mean square (Widrow and Kollár, "Quantization Noise",
+        2008).
+
+        Args:
+          scales: of the family's channels.
+          step: what the input, times its scale, is rounded to multiples of.
+        """
+        own = scales[self.channels]
+        total = float(np.sum(self.squares * (step / own) ** 2)) / 12
+        if not self.depthwise:
+            grid = (self.largest / own[:, None].astype(np.float32)).max(0) / 127
+            values = float(self.variances @ own**2)
+            total += REFINED * float(np.square(grid, dtype=np.float64).sum()) / 12 * self.taps * values
+        return total
 
 
 def _fitted(planned: TensorPlan, statistics: CalibrationStatistics) -> TensorPlan | None:
@@ -166,7 +213,7 @@ def _best_scales(family: _Family, planned: TensorPlan, statistics: CalibrationSt
     """Returns the scales of a family's channels, float64, all at least 1; None if none are worth it."""
     top = np.zeros(family.count)
     known = np.zeros(family.count, bool)
-    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # of each reader: channels, filter, variances
+    filters: list[_Filter] = []
     for reader in family.readers:
         found = statistics.tensors.get(reader.sources[0])
         which = family.channels[reader.sources[0]]
@@ -174,11 +221,11 @@ def _best_scales(family: _Family, planned: TensorPlan, statistics: CalibrationSt
             return None
         top[which] = np.maximum(top[which], np.abs(found.channel_extremes).max(0))
         known[which] = True
-        seen.append((which, family.matrix(reader), _variances(found)))
+        filters.append(family.filter(reader, found))
     top = np.where(known, top * (1 + MARGIN), planned.limit)
     widest = planned.limit / np.clip(top, planned.limit / WIDEST, planned.limit)
     step = planned.limit / (255 if planned.dtype == "quint8" else 127)
-    noise = [_noise(seen, widest**share, step) for share in SHARES]
+    noise = [sum(each.noise(widest**share, step) for each in filters) for share in SHARES]
     best = int(np.argmin(noise))
     return widest ** SHARES[best] if noise[best] < (1 - WORTH) * noise[0] else None
 
@@ -193,19 +240,3 @@ def _variances(found: TensorStatistics) -> np.ndarray:
     assert means is not None and extremes is not None
     below, above = np.maximum(means - extremes[0], 0), np.maximum(extremes[1] - means, 0)
     return np.asarray(below * np.minimum(below, above))
-
-
-def _noise(seen: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], scales: np.ndarray, step: float) -> float:
-    """Returns the rounding noise that the readers' results get from this input and from their own weights.
-
-    A value rounded to multiples of d is off by d²/12 in the mean square (Widrow and Kollár, "Quantization Noise",
-    2008).
-    """
-    total = 0.0
-    for which, matrix, variances in seen:
-        own = scales[which]
-        total += float(np.sum((matrix**2).sum((0, 2)) * (step / own) ** 2)) / 12
-        if matrix.shape[2] > 1 or len(own) == 1:
-            grid = np.abs(matrix / own[:, None]).max((0, 1)) / 127
-            total += REFINED * float(np.sum(grid**2)) / 12 * len(matrix) * float(variances @ own**2)
-    return total
