@@ -53,6 +53,17 @@ def test_a_thousand_random_graphs():
     assert {key: done[key] for key, count in least.items() if done[key] < count} == {}
 
 
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 9))])
+def test_no_fetch_feed_or_batch_size_ends_the_process(first):
+    """One graph in a process of its own: each float fed and each tensor fetched, on 0, 1 and 3 examples."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.plan_attack", str(first), "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["graphs"] == 1 and counts["runs"] > 100 and counts["errors"] < counts["runs"]
+
+
 def _const(graph_def: graph_pb2.GraphDef, ending: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     node = next(n for n in graph_def.node if n.op == "Const" and n.name.endswith(ending))
     value = tf.make_ndarray(node.attr["value"].tensor)
