@@ -8,7 +8,14 @@ from __future__ import annotations
 import itertools
 import sys
 
-from quantizer_core.lowering.conformance import ConvCase, convolution_error
+from quantizer_core.lowering.conformance import (
+    ConvCase,
+    concat_error,
+    convolution_error,
+    matmul_as_convolution_error,
+    pool_error,
+    product_error,
+)
 from quantizer_core.lowering.kernels import QINT8, QUINT8
 
 CONV, DEPTHWISE = "Conv2D", "DepthwiseConv2dNative"
@@ -45,10 +52,26 @@ def convolution_cases() -> list[ConvCase]:
     return cases
 
 
+def other_errors(bits: int) -> dict[str, float]:
+    """Returns the errors of the kernels that are no convolutions, in steps: matrix products, pools, concatenations."""
+    errors = {}
+    for source, op in itertools.product((QUINT8, QINT8), (CONV, "MatMul")):
+        errors[f"{op}|{source}->float32"] = product_error(op, source, 5, True, bits)
+    for source, result in itertools.product((QUINT8, QINT8), (QUINT8, QINT8)):
+        errors[f"MatMul|{source}->{result}"] = matmul_as_convolution_error(5, source, result, bits)
+    for source, op in itertools.product((QUINT8, QINT8), ("MaxPool", "AvgPool")):
+        errors[f"{op}|{source}->{source}"] = pool_error(op, source, "SAME", 3, 2)
+    for source in (QUINT8, QINT8):
+        errors[f"ConcatV2|{source}->{source}"] = concat_error(source, 3)
+    return errors
+
+
 def main() -> None:
     bits = int(sys.argv[1])
     for case in convolution_cases():
         sys.stdout.write(f"{case.name} {convolution_error(case, bits):.6f}\n")
+    for name, error in other_errors(bits).items():
+        sys.stdout.write(f"{name} {error:.6f}\n")
 
 
 if __name__ == "__main__":
