@@ -24,6 +24,7 @@ from quantizer_core.graph.graph import Graph, canonical
 from quantizer_core.lowering.conformance import HALF_STEP
 from quantizer_core.lowering.kernels import LEVELS, QUINT8
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, LayerParameters, filter_of, nominal_parameters
+from quantizer_core.planning.make import GATE_CLOSED
 from quantizer_core.planning.plan import NodePlan, TensorPlan
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
@@ -122,6 +123,8 @@ class Checked:
         for name, exact in zip(names, self._session.run(names, {"x": self.data}), strict=True):
             planned = self.plan.tensors[name]
             low, high = codes_range(planned)
+            if any(edge.consumer.op == "Sigmoid" for edge in self.fp32.consumers(name)):
+                exact = np.maximum(exact, -GATE_CLOSED)  # x · sigmoid(x) is all but 0 there: clipped on purpose
             carried, step = (exact + planned.offsets) * planned.scales, planned.limit / LEVELS[planned.dtype]
             over = max(float(carried.max()) - high, low - float(carried.min())) / step
             if over > HALF_STEP:
