@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import accuracy_table, peers
-from benchmarks.accuracy_cases import CASES, ROOT, shared_data
+from benchmarks.accuracy_cases import CASES, MOST_VIEWS, ROOT, shared_data
 from benchmarks.accuracy_table import COLUMNS, Row
 
 TITLES = {name: case.title for name, case in CASES.items()}
 
 
-def convert_and_evaluate(name: str, settings: str, tool: str, folds: int) -> Row:
+def convert_and_evaluate(name: str, settings: str, tool: str, folds: int, views: int) -> Row:
     """Calibrates, converts and evaluates one graph with our product, in this process; the folds are counted as one."""
     import quantizer_core as qc
     from quantizer_core.evaluation.counts import EvaluationCounts
@@ -41,7 +41,7 @@ def convert_and_evaluate(name: str, settings: str, tool: str, folds: int) -> Row
     graph_def = qc.load_graph(str(case.graph_path()))
     counts, seconds = EvaluationCounts(), np.zeros(2)
     for fold in range(folds):
-        calibration, evaluation = case.examples(fold, folds)
+        calibration, evaluation = case.examples(fold, folds, views)
         marks = [time.perf_counter()]
         prepared = qc.prepare(graph_def, config)
         run = qc.calibrate(prepared, calibration, config)
@@ -59,7 +59,7 @@ def convert_and_evaluate(name: str, settings: str, tool: str, folds: int) -> Row
     )  # fmt: skip
 
 
-def write_arrays(name: str, folder: Path) -> None:
+def write_arrays(name: str, folder: Path, views: int) -> None:
     """Writes what a peer gets: the graph, the preprocessed images and FP32's classes as .npy, the names of the ends.
 
     Files: ``graph.pb``, which ends at the output (some peers know no outputs inside a graph); ``calibration.npy`` and
@@ -77,7 +77,7 @@ def write_arrays(name: str, folder: Path) -> None:
     specs = input_specs(graph_def, find_inputs(graph_def))
     (spec,) = specs
     decoder = ExampleDecoder(case.preprocess(), specs)
-    calibration, evaluation = ([decoder.decode(example) for example in part] for part in case.examples())
+    calibration, evaluation = ([decoder.decode(example) for example in part] for part in case.examples(views=views))
     images = np.stack([example.feeds[spec.name] for example in evaluation])
     np.save(folder / "calibration.npy", np.stack([example.feeds[spec.name] for example in calibration]))
     np.save(folder / "evaluation.npy", images)
@@ -103,21 +103,21 @@ def _child(*arguments: str) -> str:
     return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
 
 
-def measure_ours(name: str, settings: str, tool: str, folds: int) -> Row:
+def measure_ours(name: str, settings: str, tool: str, folds: int, views: int) -> Row:
     """Measures our product on one graph in a process of its own."""
-    options = ("--graph", name, "--config", settings, "--tool", tool, "--folds", str(folds))
+    options = ("--graph", name, "--config", settings, "--tool", tool, "--folds", str(folds), "--views", str(views))
     try:
         return Row(**json.loads(_child("--task", "ours", *options)))
     except RuntimeError as error:
         return Row(name, tool, failure=str(error))
 
 
-def measure_peers(installed: dict[str, Path], name: str) -> Iterator[Row]:
+def measure_peers(installed: dict[str, Path], name: str, views: int) -> Iterator[Row]:
     """Measures other tools on one graph, on the very arrays that ours sees."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
-            _child("--task", "arrays", "--graph", name, "--folder", temporary)
+            _child("--task", "arrays", "--graph", name, "--folder", temporary, "--views", str(views))
         except RuntimeError as error:
             yield from (Row(name, peers.PEERS[key].title, failure=str(error)) for key in installed)
             return
@@ -133,7 +133,12 @@ def measure_peers(installed: dict[str, Path], name: str) -> Iterator[Row]:
 
 
 def measure(
-    graphs: tuple[str, ...], variants: dict[str, str], chosen: tuple[str, ...], folds: int, console: Console
+    graphs: tuple[str, ...],
+    variants: dict[str, str],
+    chosen: tuple[str, ...],
+    folds: int,
+    views: int,
+    console: Console,
 ) -> Iterator[Row]:
     """Yields the rows of each graph: our settings, then the chosen peers that can be installed here."""
     installed = {}
@@ -146,9 +151,9 @@ def measure(
     for name in graphs:
         with console.status(TITLES[name]):
             for tool, settings in variants.items():
-                yield measure_ours(name, settings, tool, folds)
+                yield measure_ours(name, settings, tool, folds, views)
             if installed:
-                yield from measure_peers(installed, name)
+                yield from measure_peers(installed, name, views)
 
 
 def show(rows: list[Row], console: Console) -> None:
@@ -191,6 +196,8 @@ def _json(option: str, text: str) -> dict[str, Any]:
 @click.option("--folds", type=click.IntRange(1), default=1, show_default=True,
               help="Parts that the images are evaluated in, each by a conversion that has not seen it; 1: the images "
                    "after the first 128.")  # fmt: skip
+@click.option("--views", type=click.IntRange(1, MOST_VIEWS), default=MOST_VIEWS, show_default=True,
+              help="How often each image is evaluated: as it is, mirrored, shifted, both.")  # fmt: skip
 @click.option("--peers", "all_peers", is_flag=True,
               help="Measure other tools too, each in a virtual environment made under build/peers.")  # fmt: skip
 @click.option("--peer", "some_peers", type=click.Choice(sorted(peers.PEERS)), multiple=True, help="Only this one.")
@@ -202,17 +209,17 @@ def _json(option: str, text: str) -> dict[str, Any]:
 @click.option("--tool", default="ours", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(
-    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], folds: int, all_peers: bool,
+    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], folds: int, views: int, all_peers: bool,
     some_peers: tuple[str, ...], output: Path, markdown: Path | None, task: str, tool: str, folder: Path | None,
 ) -> None:  # fmt: skip
     """Measure FP32 and INT8 accuracy on the shared images: calibrated on 128 of them, evaluated on others."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if task == "ours":
-        click.echo(json.dumps(dataclasses.asdict(convert_and_evaluate(graphs[0], config, tool, folds))))
+        click.echo(json.dumps(dataclasses.asdict(convert_and_evaluate(graphs[0], config, tool, folds, views))))
         return
     if task == "arrays":
         assert folder is not None
-        write_arrays(graphs[0], folder)
+        write_arrays(graphs[0], folder, views)
         return
     if not (shared_data() / "graphs").is_dir():
         raise click.ClickException(f"no shared data in {shared_data()}; name its folder in QUANTIZER_SHARED_DATA")
@@ -224,7 +231,7 @@ def main(
     if not chosen:
         console.print("other tools are not measured: --peers installs and runs them")
     rows = []
-    for row in measure(graphs or tuple(CASES), settings, chosen, folds, console):
+    for row in measure(graphs or tuple(CASES), settings, chosen, folds, views, console):
         rows.append(row)
         click.echo("  ".join(accuracy_table.cells(row, TITLES[row.case])), err=True)
     show(rows, console)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.accuracy_cases import CASES, LABEL_KEY, shared_data
+from benchmarks.accuracy_cases import CASES, LABEL_KEY, MOST_VIEWS, shared_data, views_of
 
 if TYPE_CHECKING:
     from quantizer_core.config import PreprocessConfig
@@ -58,6 +58,7 @@ class GraphCase:
       judge: from the outputs of FP32 and INT8 on each evaluated example, its number among ``examples`` and its label.
       calibrate: how many examples calibrate.
       folds: parts of the examples, each evaluated by a conversion that was calibrated on others.
+      views: how often each evaluated image is looked at (see ``views_of``).
       most: how many examples are evaluated of each part.
     """
 
@@ -69,6 +70,7 @@ class GraphCase:
     judge: Judge
     calibrate: int = 128
     folds: int = 1
+    views: int = 1
     most: int | None = None
 
     def parts(self) -> list[tuple[list[bytes], list[bytes], list[int]]]:
@@ -84,7 +86,11 @@ class GraphCase:
             others = [example for number, example in enumerate(found) if number not in evaluated]
             thin = max(len(others) // self.calibrate, 1)
             numbers = numbers[: self.most]
-            result.append((others[::thin][: self.calibrate], [found[number] for number in numbers], numbers))
+            evaluation = [found[number] for number in numbers]
+            if self.views > 1:
+                evaluation = views_of(evaluation, self.views)
+                numbers = [number for number in numbers for _ in range(self.views)]
+            result.append((others[::thin][: self.calibrate], evaluation, numbers))
         return result
 
 
@@ -212,7 +218,7 @@ def _faces(fp32: Outputs, int8: Outputs, numbers: Sequence[int], labels: Sequenc
 # --- the graphs ---------------------------------------------------------------------------------------------------
 
 
-def _classifier(name: str, drop: float, agreement: float) -> GraphCase:
+def _classifier(name: str, drop: float, agreement: float, views: int = MOST_VIEWS) -> GraphCase:
     case = CASES[name]
 
     def examples() -> list[bytes]:
@@ -220,7 +226,7 @@ def _classifier(name: str, drop: float, agreement: float) -> GraphCase:
         return [*first, *rest]
 
     return GraphCase(case.title, case.graph, (case.output,), case.preprocess, examples,
-                     _classes(drop, agreement), folds=3)  # fmt: skip
+                     _classes(drop, agreement), folds=3, views=views)  # fmt: skip
 
 
 def _keywords(name: str) -> GraphCase:
@@ -236,11 +242,11 @@ GRAPH_CASES: dict[str, GraphCase] = {
         "MobileNet V1 0.50 160, 8-bit weights", "mobilenet_v1_0.50_160_weights8bit.pb",
         ("MobilenetV1/Predictions/Reshape_1",), CASES["mobilenet"].preprocess,
         lambda: [*CASES["mobilenet"].examples()[0], *CASES["mobilenet"].examples()[1]],
-        _classes(1.0, 90.0), folds=3,
+        _classes(1.0, 90.0), folds=3, views=2,
     ),
     "squeezenet": _classifier("squeezenet", 0.3, 95.0),
-    "resnet20": _classifier("resnet20", 0.3, 95.0),
-    "resnet8": _classifier("resnet8", 0.3, 95.0),
+    "resnet20": _classifier("resnet20", 0.3, 95.0, views=1),
+    "resnet8": _classifier("resnet8", 0.3, 95.0, views=1),
     "vww": GraphCase(
         "MLPerf person or not, 96", "mlperf_vww_96.pb", ("Identity",),
         _config(kind="image", normalize="unit", label_key=LABEL_KEY), _person_or_not,

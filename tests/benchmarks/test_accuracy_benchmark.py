@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
+from PIL import Image
 from rich.console import Console
 
-from benchmarks import ablation, accuracy, accuracy_table, peers
+from benchmarks import ablation, accuracy, accuracy_cases, accuracy_table, peers
 from benchmarks.ablation import Result
 from benchmarks.accuracy_table import Row
 
@@ -79,6 +82,27 @@ def test_folds_evaluate_every_image_once_and_calibrate_on_others(monkeypatch: py
         assert int(calibration[-1]) > 300  # spread over all
 
 
+def test_views_show_the_same_image_otherwise() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    features = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded.getvalue()])),
+        "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[7])),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    assert accuracy_cases.views_of([example], 1) == [example]
+    found = [tf.train.Example.FromString(each).features.feature for each in accuracy_cases.views_of([example] * 2, 4)]
+    assert len(found) == 8 and {each["image/class/label"].int64_list.value[0] for each in found} == {7}
+    plain, mirrored, down, up = (
+        np.asarray(Image.open(io.BytesIO(each["image/encoded"].bytes_list.value[0]))) for each in found[4:]
+    )
+    np.testing.assert_array_equal(plain, pixels)
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1])
+    np.testing.assert_array_equal(down[2:, 3:], pixels[:-2, :-3])
+    np.testing.assert_array_equal(up[:-2, :-3], pixels[:, ::-1][2:, 3:])
+
+
 def test_other_tools_are_not_measured_in_folds(shared_data: Path) -> None:
     result = CliRunner().invoke(accuracy.main, ["--folds", "3", "--peers"])
     assert result.exit_code == 2 and "one part of the images" in result.output
@@ -101,7 +125,7 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_failing_conversion_gives_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours", 1)
+    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours", 1, 1)
     assert "unknown option 'no_such_option'" in row.failure and math.isnan(row.int8)
 
 
@@ -110,9 +134,9 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such package")
 
     monkeypatch.setattr(peers, "install", absent)
-    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool, folds: Row(name, tool))
+    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool, folds, views: Row(name, tool))
     console = Console(record=True, width=200)
-    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), 1, console))
+    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), 1, 1, console))
     assert [row.tool for row in rows] == ["ours"]
     assert "OpenVINO/NNCF is left out, it cannot be installed: no such package" in console.export_text()
 
@@ -154,7 +178,7 @@ def test_drivers_import_nothing_of_ours(peer: peers.Peer) -> None:
 @pytest.mark.slow
 def test_resnet8_is_measured_end_to_end(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTIZER_SHARED_DATA", str(shared_data))
-    monkeypatch.setattr(accuracy, "measure_peers", lambda installed, name: iter(()))
+    monkeypatch.setattr(accuracy, "measure_peers", lambda installed, name, views: iter(()))
     options = ["--graph", "resnet8", "--output", tmp_path / "out.json", "--markdown", tmp_path / "out.md"]
     result = CliRunner().invoke(accuracy.main, [str(option) for option in options])
     assert result.exit_code == 0, result.output
