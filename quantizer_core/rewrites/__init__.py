@@ -22,6 +22,7 @@ from quantizer_core.rewrites.remove_training_nodes import remove_training_nodes
 from quantizer_core.rewrites.replace_add_n import replace_add_n
 from quantizer_core.rewrites.split_matmul_of_concat import split_matmul_of_concat
 from quantizer_core.rewrites.strip_unused import strip_unused
+from quantizer_core.rewrites.widen_depthwise import widen_depthwise
 from quantizer_core.types import RewriteReport
 
 __all__ = ["RULES", "Rule", "apply_rewrites"]
@@ -39,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     remove_dropout,
     replace_add_n,
     nchw_to_nhwc,
+    widen_depthwise,
     fold_space_to_batch,
     fold_batch_norms,
     fold_subdivmul_batch_norms,
