@@ -180,12 +180,13 @@ def test_resnet8_is_measured_end_to_end(shared_data: Path, tmp_path: Path, monke
     monkeypatch.setenv("QUANTIZER_SHARED_DATA", str(shared_data))
     monkeypatch.setattr(accuracy, "measure_peers", lambda installed, name, views: iter(()))
     options = ["--graph", "resnet8", "--output", tmp_path / "out.json", "--markdown", tmp_path / "out.md"]
+    options += ["--views", "1"]
     result = CliRunner().invoke(accuracy.main, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["images"] == 1872 and abs(row["fp32"] - row["int8"]) < 0.01 and row["agreement"] > 0.95
     assert "| MLPerf ResNet-8 | ours | 1872 |" in (tmp_path / "out.md").read_text()
-    accuracy.write_arrays("resnet8", tmp_path)
+    accuracy.write_arrays("resnet8", tmp_path, 1)
     assert np.load(tmp_path / "calibration.npy").shape == (128, 32, 32, 3)
     right = np.load(tmp_path / "fp32.npy") == np.load(tmp_path / "labels.npy")
     assert right.mean() == pytest.approx(row["fp32"], abs=1e-3)
