@@ -38,7 +38,8 @@ def as_text(result: Result) -> str:
     lines.append(f"{result.plan.quantized} of {result.plan.candidates} nodes in INT8: {by_op}")
     if evaluation is not None:
         agreement = "" if math.isnan(evaluation.agreement) else f", agreement {_percent(evaluation.agreement)}"
-        lines.append(f"compared on {evaluation.num_examples} examples{agreement}")
+        divergence = "" if math.isnan(evaluation.divergence) else f", divergence {evaluation.divergence:.4f} nats"
+        lines.append(f"compared on {evaluation.num_examples} examples{agreement}{divergence}")
         lines.append(f"{'blessed' if evaluation.blessed else 'NOT BLESSED'}: {evaluation.reason}")
     lines.append(f"wrote {result.request.output_graph}")
     return "\n".join(lines)
