@@ -203,8 +203,9 @@ def _fitted(planned: TensorPlan, statistics: CalibrationStatistics) -> TensorPla
     if not np.any(width[width > NOTHING * width.max()] < FEW_CODES * step):
         return None
     low = np.zeros_like(low) if found.minimum >= 0 else low - width * ROOM
-    # No channel's codes reach beyond the planned range: behind a Relu6 nothing else clips at 6.
-    high = np.minimum(high + width * ROOM, planned.limit - planned.offsets)
+    # No channel's codes reach beyond the planned range: behind a Relu6 nothing else clips at 6. Offsets are rounded to
+    # a step, by which that range may fall short.
+    high = np.minimum(high + width * ROOM, planned.limit - planned.offsets + (step if planned.offset else 0.0))
     width = np.maximum(high - low, (high - low).max() / 255)
     offset, scale = (tuple(float(np.float32(value)) for value in values) for values in (-low, planned.limit / width))
     return dataclasses.replace(planned, dtype="quint8", offset=offset, scale=scale)
