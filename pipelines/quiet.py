@@ -1,4 +1,4 @@
-"""A quiet terminal for the local runners: only warnings of ours and errors of the frameworks."""
+"""What the local runners ask of the process: only warnings of ours and errors of the frameworks, and oneDNN."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import logging
 import os
 import warnings
 
+from quantizer_core.onednn import use_onednn
+
 
 def quiet() -> None:
-    """Silences TensorFlow, Beam and TFX in this process; to be called by a program before it imports them."""
+    """Silences TensorFlow, Beam and TFX in this process; to be called by a program before it imports them.
+
+    Asks for oneDNN too: a Trainer that runs first would settle it.
+    """
+    use_onednn()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     warnings.simplefilter("ignore")

@@ -22,6 +22,7 @@ from quantizer_core.graph.files import load_graph
 from quantizer_core.prepare import load_prepared
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.reads import BatchReader, ReadCounts
+from quantizer_core.runtime import check_machine
 from quantizer_core.sample import KEPT_RECORDS, Hashed, SmallestHashes, digest_of
 from quantizer_core.types import TensorSpec
 
@@ -117,6 +118,7 @@ class _Calibration:
     """A prepared graph, loaded. Shared by the threads of a worker: each bundle works on a fork."""
 
     def __init__(self, prepared_dir: str, config: QuantizationConfig):
+        check_machine()  # the worker's: it may be another machine than that which makes the pipeline
         prepared = load_prepared(prepared_dir)
         self.decoder = ExampleDecoder(config, prepared.inputs)
         self.observer = Observer(prepared, config.batch_size)
@@ -152,6 +154,7 @@ class _Evaluation:
         outputs: Sequence[str],
         config: QuantizationConfig,
     ):
+        check_machine()
         self.decoder = ExampleDecoder(config, inputs)
         self.comparer = Comparer(load_graph(fp32_path), load_graph(int8_path), inputs, outputs, config.batch_size)
 

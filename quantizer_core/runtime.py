@@ -15,6 +15,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNodeError, nearest
 from quantizer_core.graph.graph import canonical
+from quantizer_core.onednn import SWITCH, use_onednn
 from quantizer_core.types import TensorSpec
 
 _CPUINFO = "/proc/cpuinfo"
@@ -262,20 +263,28 @@ def stack_batch(
 
 
 def check_machine() -> None:
-    """Makes sure that INT8 graphs can run here.
+    """Makes sure that INT8 graphs can run here; asks TensorFlow for oneDNN where the environment leaves that open.
 
     Raises:
       MachineError: if oneDNN is switched off or not in this TensorFlow, or the CPU has no AVX2.
     """
+    chosen = os.environ.get(SWITCH)
+    use_onednn()
     if not _pywrap_util_port.IsMklEnabled():
-        setting = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
-        if setting is not None:
+        if chosen is None:
             raise MachineError(
-                f"oneDNN is switched off (TF_ENABLE_ONEDNN_OPTS={setting}), and INT8 graphs need it: "
+                f"TensorFlow ({tf.VERSION}) runs without oneDNN, and INT8 graphs need it: it leaves oneDNN off on "
+                f"processors without VNNI unless {SWITCH}=1 is set before it first runs a graph (and has it in the "
+                "x86-64 Linux package alone)"
+            )
+        if chosen.lower() not in ("1", "true"):
+            raise MachineError(
+                f"oneDNN is switched off ({SWITCH}={chosen}), and INT8 graphs need it: "
                 "unset the variable before TensorFlow is imported"
             )
         raise MachineError(
-            f"this TensorFlow ({tf.VERSION}) has no oneDNN kernels for this processor: use the x86-64 Linux package"
+            f"this TensorFlow ({tf.VERSION}) has no oneDNN kernels for this processor, or ran a graph before {SWITCH} "
+            "was set: set it where the process starts, and use the x86-64 Linux package"
         )
     flags = cpu_flags()
     if flags and "avx2" not in flags:

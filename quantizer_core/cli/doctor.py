@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from quantizer_core.onednn import SWITCH
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -65,7 +67,7 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "tensorflow": tf.version.VERSION,
         "onednn": bool(_pywrap_util_port.IsMklEnabled()),
-        "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+        SWITCH: os.environ.get(SWITCH),
         "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
         "cpu": _cpu_model(),
         "cpu_features": {name: name in flags for name in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")},
@@ -110,12 +112,12 @@ def as_text(found: dict[str, Any]) -> str:
     text = io.StringIO()
     console = Console(file=text, width=140, color_system=None)
     facts = Table(show_header=False, box=None, pad_edge=False)
-    switch = found["TF_ENABLE_ONEDNN_OPTS"]
+    switch = found[SWITCH]
     features = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found["cpu_features"].items())
     bits = "8 bits (VNNI)" if found["vnni_used"] else "7 bits (no VNNI used: 8 would overflow 16-bit sums)"
     for name, value in (
         ("TensorFlow", f"{found['tensorflow']}, Python {found['python']}"),
-        ("oneDNN", f"{'on' if found['onednn'] else 'OFF'} (TF_ENABLE_ONEDNN_OPTS {_or_unset(switch)})"),
+        ("oneDNN", f"{'on' if found['onednn'] else 'OFF'} ({SWITCH} {_or_unset(switch)})"),
         ("processor", found["cpu"]),
         ("features", features),
         ("ONEDNN_MAX_CPU_ISA", _or_unset(found["ONEDNN_MAX_CPU_ISA"])),

@@ -17,6 +17,7 @@ from quantizer_core.cli.inspect import inspect
 from quantizer_core.cli.make_tfrecords import make_tfrecords
 from quantizer_core.cli.summarize_graph import summarize_graph
 from quantizer_core.errors import ConfigError, QuantizerError
+from quantizer_core.onednn import use_onednn
 from quantizer_core.version import VERSION
 
 
@@ -43,6 +44,7 @@ for command in (convert, doctor, inspect, summarize_graph, make_tfrecords):
 
 def main() -> None:
     """Runs the command line. TensorFlow's own chatter is off; TF_CPP_MIN_LOG_LEVEL=0 brings it back."""
+    use_onednn()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -220,9 +222,21 @@ def test_check_machine_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     with pytest.raises(MachineError, match="TF_ENABLE_ONEDNN_OPTS=0.*unset"):
         runtime.check_machine()
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     with pytest.raises(MachineError, match="has no oneDNN"):
         runtime.check_machine()
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    with pytest.raises(MachineError, match="processors without VNNI unless TF_ENABLE_ONEDNN_OPTS=1"):
+        runtime.check_machine()
+
+
+def test_check_machine_asks_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    runtime.check_machine()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "true")
+    runtime.check_machine()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "true"
 
 
 @pytest.mark.parametrize(
