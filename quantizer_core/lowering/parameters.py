@@ -54,6 +54,15 @@ def bias_of(graph: Graph, node: NodePlan, filters: np.ndarray) -> np.ndarray:
     return bias
 
 
+def even_codes(node: NodePlan, plan: QuantizationPlan) -> bool:
+    """Tells whether a kernel's codes have to be even (see ``quantize_weights``).
+
+    Kernels for matrix products with float results read signed codes shifted up to quint8, so nothing is halved there;
+    codes twice as large would overflow 16-bit sums.
+    """
+    return node.weight_bits == 7 and node.form != "matmul" and plan.tensors[node.sources[0]].dtype == "qint8"
+
+
 def carried_filter(filters: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Returns the float32 filter that makes of (value · scale) what ``filters`` makes of the value.
 
@@ -84,7 +93,7 @@ def nominal_parameters(
         depthwise = node.op == "DepthwiseConv2dNative"
         weights = quantize_weights(
             filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits,
-            even=plan.tensors[node.sources[0]].dtype == "qint8", clipping=clipping,
+            even=even_codes(node, plan), clipping=clipping,
         )  # fmt: skip
         bias = bias_of(graph, node, filters)
         found = statistics.tensors.get(node.sources[0]) if statistics is not None else None

@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph, NodeDef
-from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, filter_of
+from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, even_codes, filter_of
 from quantizer_core.lowering.weights import QuantizedWeights, grid, pack, round_to_nearest
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
@@ -52,9 +52,8 @@ def refine(
     for node in simulation.steps:
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)
-        even = node.weight_bits == 7 and plan.tensors[node.sources[0]].dtype == "qint8"
         sources = [batch * scales.astype(np.float32) for batch in simulation.source(node)]
-        weights = _weights(graph.node(node.name), node, filters, even, sources, config)
+        weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, config)
         means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
         bias = bias_of(graph, node, filters)
         if config.bias_correction:

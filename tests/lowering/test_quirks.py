@@ -18,6 +18,7 @@ from quantizer_core.errors import QuantizerError
 from quantizer_core.lowering.conformance import HALF_STEP, dequantized, new_graph, random_input, run
 from quantizer_core.lowering.kernels import QINT8, QUINT8, IntTensor
 from quantizer_core.lowering.weights import quantize_weights
+from quantizer_core.runtime import has_vnni
 from tests.helpers.quirk_cases import CHANNELS, FEEDS, PLAIN_SUM, identity, raw_convolution, summed
 
 
@@ -112,7 +113,8 @@ def matmul(
     """Runs a quantised matrix multiplication with a bias; returns what it gives, the inputs, the weights, the bias."""
     rng = np.random.default_rng(0)
     values = random_input(rng, (4, size[0]), QUINT8, 2.0) + np.float32(low)
-    weights = quantize_weights(rng.normal(size=size[::-1] if transpose else size).astype(np.float32), per_channel=False)
+    raw = rng.normal(size=size[::-1] if transpose else size).astype(np.float32)
+    weights = quantize_weights(raw, per_channel=False, bits=8 if has_vnni() else 7)
     bias = rng.normal(size=size[1]).astype(np.float32)
     graph, emitter = new_graph(x=values.shape)
     x = emitter.quantize_shifted("x", "q", 2.0, -low) if low else emitter.quantize("x", "q", QUINT8, 2.0)

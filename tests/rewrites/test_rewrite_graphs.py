@@ -111,7 +111,8 @@ def test_detector_with_control_flow_computes_the_same(shared_data: Path) -> None
         "thresholds": np.array([0.05, 0.0, 0.0], np.float32),  # low enough for boxes to pass every stage
         "factor": np.float32(0.7),
     }
-    result = check(graph_def, feeds, ("prob", "landmarks", "box"))
+    # Three networks in a row; what a kernel sums in another order, on some processors, comes to more here.
+    result = check(graph_def, feeds, ("prob", "landmarks", "box"), bound=2e-4)
     assert run(result, feeds, ["box"])[0].shape[0] > 0
     for op in CONTROL_FLOW:
         assert ops_of(result)[op] == ops_of(graph_def)[op]
