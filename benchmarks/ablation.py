@@ -32,6 +32,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "refine_examples: 8": {"refine_examples": 8},
     "refine_examples: 64": {"refine_examples": 64},
     "equalization: off": {"equalization": False},
+    "mixed_precision: off": {"mixed_precision": False},
     "per_channel: off": {"per_channel": False},
     "weight_clipping: mse": {"weight_clipping": "mse"},
     "reduce_range: on": {"reduce_range": "on"},

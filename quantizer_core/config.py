@@ -108,6 +108,9 @@ class QuantizationConfig:
       equalization: give each channel of a tensor between kernels a scale of its own, where that is predicted to make
         the rounding errors smaller (see ``quantizer_core.planning.equalize``); needs ``per_channel``.
       fine_inputs: carry an input that eight bits cannot hold well in two codes (see ``quantizer_core.planning.fine``).
+      mixed_precision: leave the first layers of a classifier FP32 where rounding there is predicted to make much of the
+        loss of accuracy, for a small part of the work (see ``quantizer_core.planning.mixed``); needs the sample of
+        ``refine_examples``.
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.
@@ -129,6 +132,7 @@ class QuantizationConfig:
     weight_clipping: str = "none"
     equalization: bool = True
     fine_inputs: bool = True
+    mixed_precision: bool = True
     bias_correction: bool = True
     rounding: str = "second_order"
     refine_examples: int = 32

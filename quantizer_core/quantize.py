@@ -18,6 +18,7 @@ from quantizer_core.lowering import lower
 from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
 from quantizer_core.planning import QuantizationPlan
 from quantizer_core.planning.fine import plan_finely
+from quantizer_core.planning.mixed import first_in_float
 from quantizer_core.prepare import prepare
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.refinement import refine
@@ -58,8 +59,13 @@ def convert(
     Raises:
       DataError: if the statistics are not those of this graph.
     """
-    prepared, statistics, plan = plan_finely(prepared, statistics, config)
     examples = _decode(sample[: config.refine_examples], prepared, config)
+    given, seen = prepared, statistics
+    prepared, statistics, plan = plan_finely(given, seen, config)
+    if config.mixed_precision and examples:
+        kept = first_in_float(prepared, statistics, plan, examples, config)
+        if kept:
+            prepared, statistics, plan = plan_finely(given, seen, config, kept)
     known = statistics if config.bias_correction else None
     parameters: Mapping[str, LayerParameters] = nominal_parameters(
         Graph(prepared.graph_def), plan, known, config.weight_clipping

@@ -113,6 +113,11 @@ def quantization_options(function: _Function) -> _Function:
         click.option(
             "--fine_inputs", type=bool, help="Two codes for inputs that 8 bits cannot hold well. [default: true]"
         ),
+        click.option(
+            "--mixed_precision",
+            type=bool,
+            help="Leave the first layers of a classifier FP32 where their rounding costs most. [default: true]",
+        ),
         click.option("--bias_correction", type=bool, help="Shift biases by the mean rounding error. [default: true]"),
         click.option(
             "--rounding",

@@ -31,6 +31,7 @@ _CONFIG_FIELDS = {
     "weight_clipping": "weight_clipping",
     "equalization": "equalization",
     "fine_inputs": "fine_inputs",
+    "mixed_precision": "mixed_precision",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
     "refine_examples": "refine_examples",
@@ -68,6 +69,7 @@ class CalibrationRequest:
     weight_clipping: str | None = None
     equalization: bool | None = None
     fine_inputs: bool | None = None
+    mixed_precision: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
     refine_examples: int | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import tensorflow as tf
@@ -31,18 +32,21 @@ MOST_CHANNELS = 512
 
 
 def plan_finely(
-    prepared: PreparedGraph, statistics: CalibrationStatistics, config: QuantizationConfig
+    prepared: PreparedGraph,
+    statistics: CalibrationStatistics,
+    config: QuantizationConfig,
+    kept: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[PreparedGraph, CalibrationStatistics, QuantizationPlan]:
     """Plans the conversion of a graph, with two codes for the inputs that need them.
 
     Args:
-      prepared, statistics, config: as for ``make_plan``.
+      prepared, statistics, config, kept: as for ``make_plan``.
 
     Returns:
       The graph with these inputs written as two parts, equal in function up to the rounding of float32; the statistics
       with those of the new tensors; the plan. The first two are those given where no input needs it.
     """
-    plan = make_plan(prepared, statistics, config)
+    plan = make_plan(prepared, statistics, config, kept)
     found = _coarse_inputs(prepared, statistics, plan) if config.fine_inputs else {}
     if not found:
         return prepared, statistics, plan
@@ -52,7 +56,7 @@ def plan_finely(
     }  # fmt: skip
     statistics = CalibrationStatistics({**statistics.tensors, **more}, statistics.num_examples)
     # The plan does not depend on the grids, which are known after it.
-    plan = make_plan(_split(prepared, found, plan.tensors), statistics, config)
+    plan = make_plan(_split(prepared, found, plan.tensors), statistics, config, kept)
     joins = set(names.values())
     plan = dataclasses.replace(plan, nodes=tuple(node for node in plan.nodes if node.name not in joins))
     grids = {tensor: plan.tensors[names[tensor]] for tensor in found if names[tensor] in plan.tensors}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from quantizer_core.calibration.methods import select_range
 from quantizer_core.calibration.statistics import CalibrationStatistics, TensorStatistics
@@ -71,7 +72,10 @@ def _floats_read(graph: Graph, tensor: str) -> bool:
 
 
 def make_plan(
-    prepared: PreparedGraph, statistics: CalibrationStatistics, config: QuantizationConfig
+    prepared: PreparedGraph,
+    statistics: CalibrationStatistics,
+    config: QuantizationConfig,
+    kept: Mapping[str, str] = MappingProxyType({}),
 ) -> QuantizationPlan:
     """Plans the conversion of a prepared graph.
 
@@ -79,6 +83,7 @@ def make_plan(
       prepared: the graph after all rewrites.
       statistics: what calibration saw of ``prepared.observed``.
       config: exclusions, method of the ranges, granularity and width of the weights.
+      kept: nodes that stay FP32 besides, and why.
 
     Returns:
       The plan; the same for the same arguments on CPUs of the same kind (``reduce_range='auto'`` asks for VNNI).
@@ -86,13 +91,19 @@ def make_plan(
     Raises:
       DataError: if the statistics lack a tensor that the plan needs.
     """
-    return _Planner(prepared, statistics, config).plan()
+    return _Planner(prepared, statistics, config, kept).plan()
 
 
 class _Planner:
     """The decisions of one conversion."""
 
-    def __init__(self, prepared: PreparedGraph, statistics: CalibrationStatistics, config: QuantizationConfig):
+    def __init__(
+        self,
+        prepared: PreparedGraph,
+        statistics: CalibrationStatistics,
+        config: QuantizationConfig,
+        kept: Mapping[str, str],
+    ):
         self.graph = Graph(prepared.graph_def)
         self.statistics = statistics
         self.config = config
@@ -100,6 +111,7 @@ class _Planner:
         self.signs = Signs(self.graph)
         self.bans = Bans()
         self.groups, self.refused = find_groups(self.graph, self.matcher)
+        self._refuse({name: reason for name, reason in kept.items() if name in self.groups})
         self._refuse_unseen()
         self.order = ordered(self.graph, self.groups)
         self.info = tensor_info(prepared.graph_def)
@@ -127,12 +139,20 @@ class _Planner:
             {name: tensors[name] for name in sorted(tensors)},
         )
 
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        """Leaves nodes alone."""
+        for name, reason in reasons.items():
+            del self.groups[name]
+            self.refused[name] = reason
+
     def _refuse_unseen(self) -> None:
         """Leaves alone what lies in a branch or loop that no example has entered."""
-        for group in list(self.groups.values()):
-            if group.anchor in self.matcher.sporadic and not self._statistics(group.source).finite:
-                del self.groups[group.anchor]
-                self.refused[group.anchor] = "no calibration example reached it"
+        unseen = [
+            group.anchor
+            for group in self.groups.values()
+            if group.anchor in self.matcher.sporadic and not self._statistics(group.source).finite
+        ]
+        self._refuse(dict.fromkeys(unseen, "no calibration example reached it"))
 
     def _refuse_lone_depthwise(self, structure: Structure) -> bool:
         """Leaves depthwise convolutions alone that read floats and are read by floats; tells whether there are any.
@@ -148,9 +168,7 @@ class _Planner:
             and step.sources[0] not in structure.producers
             and step.output not in read
         ]
-        for name in lone:
-            del self.groups[name]
-            self.refused[name] = "it reads floats and floats read it: INT8 would be slower"
+        self._refuse(dict.fromkeys(lone, "it reads floats and floats read it: INT8 would be slower"))
         return bool(lone)
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------

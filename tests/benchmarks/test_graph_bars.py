@@ -19,15 +19,22 @@ FIGURES = Figures("PSNR", math.nan, 44.3, True, "35 dB", "worst 42")
 RESULT = Result("espcn", FIGURES, (3, 3), (3, 4), {"X: no": 1}, 32, 0.3, 1.5, 9.0)
 
 
-def test_accuracy_is_judged_by_the_drop_and_the_agreement() -> None:
+@pytest.mark.parametrize("vnni", [True, False])
+def test_accuracy_is_judged_by_the_drop_and_the_agreement(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 7-bit weights twice as much may be lost."""
+    monkeypatch.setattr("quantizer_core.runtime.has_vnni", lambda: vnni)
+    times = 1 if vnni else 2
     judge = _classes(1.0, 90.0)
     exact = [[np.eye(4)[i % 4]] for i in range(200)]
     labels = [i % 4 for i in range(200)]
-    ours = [[np.eye(4)[(i + (i < 2)) % 4]] for i in range(200)]
-    assert judge(exact, ours, range(200), labels).passed  # 1 point, 99 % agree
-    assert not judge(exact, [[np.eye(4)[(i + (i < 3)) % 4]] for i in range(200)], range(200), labels).passed
+
+    def moved(count: int, by: int) -> list[list[np.ndarray]]:
+        return [[np.eye(4)[(i + by * (i < count)) % 4]] for i in range(200)]
+
+    assert judge(exact, moved(2 * times, 1), range(200), labels).passed  # 1 point, 99 % agree
+    assert not judge(exact, moved(2 * times + 1, 1), range(200), labels).passed
     wrong = [(each + 1) % 4 for each in labels]  # both are wrong, and differ
-    assert not judge(exact, [[np.eye(4)[(i + 2 * (i < 30)) % 4]] for i in range(200)], range(200), wrong).passed
+    assert not judge(exact, moved(20 * times + 1, 2), range(200), wrong).passed
 
 
 def test_the_signal_to_noise_ratio_is_in_decibels() -> None:
