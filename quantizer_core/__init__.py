@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quantizer_core.calibration.run import calibrate
+    from quantizer_core.calibration.saved import SavedCalibration, load_calibration, save_calibration
     from quantizer_core.calibration.statistics import CalibrationStatistics
     from quantizer_core.config import PreprocessConfig, QuantizationConfig
     from quantizer_core.errors import (
@@ -53,6 +54,7 @@ _HOMES = {
     "QuantizationConfig": "quantizer_core.config",
     "QuantizationPlan": "quantizer_core.planning.plan",
     "QuantizerError": "quantizer_core.errors",
+    "SavedCalibration": "quantizer_core.calibration.saved",
     "UnknownNodeError": "quantizer_core.errors",
     "VERSION": "quantizer_core.version",
     "calibrate": "quantizer_core.calibration.run",
@@ -61,10 +63,12 @@ _HOMES = {
     "evaluate": "quantizer_core.evaluation.run",
     "freeze_saved_model": "quantizer_core.graph.files",
     "judge": "quantizer_core.evaluation.judge",
+    "load_calibration": "quantizer_core.calibration.saved",
     "load_graph": "quantizer_core.graph.files",
     "make_plan": "quantizer_core.planning.make",
     "prepare": "quantizer_core.prepare",
     "quantize": "quantizer_core.quantize",
+    "save_calibration": "quantizer_core.calibration.saved",
     "save_graph": "quantizer_core.graph.files",
     "summarize_graph": "quantizer_core.graph.summarize",
 }
@@ -80,6 +84,7 @@ __all__ = [
     "QuantizationConfig",
     "QuantizationPlan",
     "QuantizerError",
+    "SavedCalibration",
     "UnknownNodeError",
     "calibrate",
     "compare_layers",
@@ -87,10 +92,12 @@ __all__ = [
     "evaluate",
     "freeze_saved_model",
     "judge",
+    "load_calibration",
     "load_graph",
     "make_plan",
     "prepare",
     "quantize",
+    "save_calibration",
     "save_graph",
     "summarize_graph",
 ]
