@@ -25,6 +25,7 @@ EXTRAS = {
         "tfx-bsl>=1.16,<1.17",
         "tensorflow-model-analysis>=0.47,<0.48",
     ],
+    "lineage": ["ml-metadata>=1.16,<1.17"],
     "kubeflow": ["kfp==2.5.*"],
     "demo": ["scikit-learn>=1.3,<2"],
     "detection": ["pycocotools>=2.0.7,<3"],

@@ -14,8 +14,9 @@ import pytest
 import quantizer_core
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE_FILES = sorted((ROOT / "quantizer_core").rglob("*.py"))
-HEAVY = ("tensorflow", "apache_beam", "tfx", "keras")
+CORE = ROOT / "quantizer_core"
+CORE_FILES = sorted(CORE.rglob("*.py"))
+HEAVY = ("tensorflow", "apache_beam", "tfx", "keras", "ml_metadata")
 
 FIXED_POINTS = {
     "apache-beam": "2.61.0",
@@ -73,19 +74,21 @@ def test_the_probe_sees_a_heavy_import() -> None:
         "runpy.run_module('quantizer_core.cli.main', run_name='__main__')",
         "import runpy, sys; sys.argv = ['quantizer', 'convert', '--help']; "
         "runpy.run_module('quantizer_core.cli.main', run_name='__main__')",
+        "import quantizer_core.lineage",
     ],
-    ids=["package", "config", "help", "convert-help"],
+    ids=["package", "config", "help", "convert-help", "lineage"],
 )
 def test_costs_no_framework(code: str) -> None:
     assert heavy_modules_after(code) == []
 
 
-def test_core_imports_no_tfx_and_beam_in_one_file() -> None:
-    beam_file = ROOT / "quantizer_core" / "beam.py"
+def test_core_imports_no_tfx_and_beam_and_ml_metadata_in_one_file_each() -> None:
+    homes = {"apache_beam": CORE / "beam.py", "ml_metadata": CORE / "lineage" / "store.py"}
     for path in CORE_FILES:
         tops = {name.split(".")[0] for name in imported_modules(path)}
-        assert not tops & {"tfx", "tfx_bsl", "ml_metadata", "kfp", "components", "pipelines", "tests"}, path
-        assert path == beam_file or "apache_beam" not in tops, path
+        assert not tops & {"tfx", "tfx_bsl", "kfp", "components", "pipelines", "tests"}, path
+        for package, home in homes.items():
+            assert path == home or package not in tops, path
 
 
 def test_every_public_name_is_there() -> None:
@@ -132,6 +135,7 @@ def test_lock_holds_pins_and_hashes_alone() -> None:
         "quantizer_core/planning",
         "quantizer_core/lowering",
         "quantizer_core/evaluation",
+        "quantizer_core/lineage",
         "quantizer_core/data",
         "quantizer_core/preprocessing",
         "quantizer_core/cli",

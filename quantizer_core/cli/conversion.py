@@ -13,9 +13,17 @@ from typing import Any
 import tensorflow as tf
 
 from quantizer_core.calibration.run import CalibrationRun
+from quantizer_core.calibration.saved import SavedCalibration, save_calibration
 from quantizer_core.cli.options import LABEL_KEY
 from quantizer_core.cli.progress import step
-from quantizer_core.cli.steps import CalibrationRequest, calibrated, comparison_examples, config_of, converted
+from quantizer_core.cli.steps import (
+    Calibrated,
+    CalibrationRequest,
+    calibrated,
+    comparison_examples,
+    config_of,
+    converted,
+)
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, QuantizerError
 from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
@@ -26,6 +34,9 @@ from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
 from quantizer_core.types import PreparedGraph
 
+#: The options that name files or directories to write.
+_OUTPUTS = ("output_graph", "plan", "save_calibration", "report", "saved_model")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request(CalibrationRequest):
@@ -35,6 +46,7 @@ class Request(CalibrationRequest):
     metric: str = "top1"
     max_drop: float = 0.01
     plan: str | None = None
+    save_calibration: str | None = None
     saved_model: str | None = None
     report: str | None = None
     overwrite: bool = False
@@ -104,21 +116,25 @@ def run(request: Request, quiet: bool = False) -> Result:
     fp32_graph = ready.graph.graph_def
     evaluation = _evaluate(request, config, prepared, fp32_graph, conversion, quiet) if request.evaluates else None
     with step("Writing", quiet):
-        _write(request, config, prepared, conversion, evaluation)
+        _write(request, ready, conversion, evaluation)
     sizes = (fp32_graph.ByteSize(), conversion.graph_def.ByteSize())
     return Result(request, conversion.plan, calibration, evaluation, sizes)
 
 
 def _check_request(request: Request) -> None:
-    request.check_comparison()
+    request.check_data(compared=request.evaluate_rest)
+    if request.save_calibration is not None and request.calibration is not None:
+        raise ConfigError("--save_calibration goes with --calibration_data: --calibration names what is saved already")
     if request.report is not None and not request.evaluates:
         raise ConfigError("--report needs --evaluation_data or --evaluate_rest")
     if request.metric not in METRICS:
         raise ConfigError(f"--metric is {request.metric!r}; choose one of {', '.join(METRICS)}")
     if not 0 <= request.max_drop <= 1:
         raise ConfigError(f"--max_drop must lie in [0, 1] (0.01 is one point), not {request.max_drop}")
-    outputs = {name: getattr(request, name) for name in ("output_graph", "plan", "report", "saved_model")}
+    outputs = {name: getattr(request, name) for name in _OUTPUTS}
     seen: dict[str, str] = {os.path.abspath(request.input_graph): "input_graph"}
+    if request.calibration is not None:
+        seen.setdefault(os.path.abspath(request.calibration), "calibration")
     for option, path in outputs.items():
         if path is None:
             continue
@@ -148,21 +164,23 @@ def _evaluate(
     return judge(compared.counts, metric=request.metric, max_drop=request.max_drop)
 
 
-def _write(
-    request: Request,
-    config: QuantizationConfig,
-    prepared: PreparedGraph,
-    conversion: Conversion,
-    evaluation: EvaluationResult | None,
-) -> None:
+def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluation: EvaluationResult | None) -> None:
     """Writes all outputs, or none: if one fails, those that were not there before are removed again."""
+    config, prepared = ready.config, ready.prepared
     graph_def, inputs, outputs = conversion.graph_def, prepared.inputs, prepared.outputs
+    source = request.calibration_data or ""
     writers: list[tuple[str | None, Callable[[str], None]]] = [
         (
             request.saved_model,
             lambda path: export_saved_model(graph_def, inputs, outputs, config.preprocess, path, request.overwrite),
         ),
         (request.plan, lambda path: _write_text(path, conversion.plan.to_json() + "\n")),
+        (
+            request.save_calibration,
+            lambda path: save_calibration(
+                SavedCalibration.of(ready.calibration, prepared, config, source), path, request.overwrite
+            ),
+        ),
         (request.report, lambda path: _write_text(path, evaluation.to_json() if evaluation else "")),
         (request.output_graph, lambda path: save_graph(graph_def, path, request.overwrite)),
     ]

@@ -22,6 +22,8 @@ from quantizer_core.cli.options import folder_options, graph_options, preprocess
 @folder_options
 @quantization_options
 @click.option("--plan", metavar="FILE.json", help="Write which nodes run in INT8, and why others do not.")
+@click.option("--save_calibration", metavar="FILE",
+              help="Write what calibration saw, for --calibration. Holds a sample of the examples.")  # fmt: skip
 @click.option("--saved_model", metavar="DIR", help="Write a SavedModel for serving, preprocessing included, too.")
 @click.option("--report", metavar="FILE.json", help="Write the figures of the evaluation.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")

@@ -32,17 +32,14 @@ def diagnose() -> dict[str, Any]:
     """
     import dataclasses
     import math
-    import os
     import platform
     from importlib import metadata
 
-    import tensorflow as tf
-    from tensorflow.python.util import _pywrap_util_port
-
-    from quantizer_core import runtime
     from quantizer_core.errors import MachineError
     from quantizer_core.lowering.conformance import quick_check
     from quantizer_core.lowering.safe import SAFE
+    from quantizer_core.machine import describe_machine
+    from quantizer_core.runtime import check_machine
 
     def version(package: str) -> str:
         try:
@@ -52,27 +49,18 @@ def diagnose() -> dict[str, Any]:
 
     problem = ""
     try:
-        runtime.check_machine()
+        check_machine()
     except MachineError as error:
         problem = str(error)
-    flags = runtime.cpu_flags()
     checks = [] if problem else list(quick_check())
     failed = [check.name for check in checks if not check.passed]
     if failed and not problem:
         problem = f"{len(failed)} of {len(checks)} kernels are wrong here: {', '.join(failed)}"
-    vnni = runtime.has_vnni()
     return {
         "healthy": not problem,
         "problem": problem,
         "python": platform.python_version(),
-        "tensorflow": tf.version.VERSION,
-        "onednn": bool(_pywrap_util_port.IsMklEnabled()),
-        SWITCH: os.environ.get(SWITCH),
-        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
-        "cpu": _cpu_model(),
-        "cpu_features": {name: name in flags for name in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")},
-        "vnni_used": vnni,
-        "weight_bits": 8 if vnni else 7,
+        **describe_machine(),
         "packages": {
             name: version(name) for name in ("tfx-quantizer", "tensorflow", "numpy", "apache-beam", "tfx", "click")
         },
@@ -88,18 +76,6 @@ def diagnose() -> dict[str, Any]:
             for check in checks
         ],
     }
-
-
-def _cpu_model() -> str:
-    """Returns the processor's name as Linux spells it, or the machine's architecture."""
-    import platform
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def as_text(found: dict[str, Any]) -> str:

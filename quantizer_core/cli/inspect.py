@@ -37,14 +37,13 @@ def inspect(as_json: bool, top: int | None, plan: str | None, examples: int, **o
     from quantizer_core.cli.layer_tables import as_text, facts
     from quantizer_core.errors import ConfigError
 
-    paths = {name: options[name] for name in ("input_graph", "calibration_data")}
-    missing = [f"--{name}" for name, path in paths.items() if path is None]
+    given = [f"--{name}" for name in ("input_graph", "calibration_data", "calibration") if options[name] is not None]
     if plan is not None:
-        if len(missing) < 2:
-            raise ConfigError(f"--plan is printed alone, without {', '.join(f'--{n}' for n, p in paths.items() if p)}")
+        if given:
+            raise ConfigError(f"--plan is printed alone, without {', '.join(given)}")
         found = Inspection(read_plan(plan))
-    elif missing:
-        raise ConfigError(f"give {' and '.join(missing)} (or --plan alone)")
+    elif options["input_graph"] is None:
+        raise ConfigError("give --input_graph and --calibration_data (or --plan alone)")
     else:
         found = inspect_graph(options, examples, quiet=as_json)
     if as_json:

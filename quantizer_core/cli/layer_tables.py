@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import shutil
-import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from quantizer_core.cli.tables import plain_table
 from quantizer_core.evaluation.layers import LayerComparison, bounds
 
 if TYPE_CHECKING:
     from quantizer_core.cli.inspection import Inspection
     from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-
-#: Wide enough for any row: where no terminal sets the width, each row is one line.
-_UNLIMITED = 10_000
 
 
 def facts(found: Inspection, top: int | None) -> dict[str, Any]:
@@ -48,11 +42,13 @@ def as_text(found: Inspection, top: int | None) -> str:
     plan, report = found.plan, found.report
     parts = []
     if report is None:
-        parts.append(_table(("node", "kernel", "dtypes", "range", "fused"), [_plan_row(n, plan) for n in _int8(plan)]))
+        parts.append(
+            plain_table(("node", "kernel", "dtypes", "range", "fused"), [_plan_row(n, plan) for n in _int8(plan)])
+        )
     else:
         rows = [_layer_row(layer) for layer in report.layers[:top]]
         columns = ("SQNR dB", "clipped %", "unused codes", "dtypes", "range", "kernel", "node (tensor)")
-        parts.append(_table(columns, rows, right=3))
+        parts.append(plain_table(columns, rows, right=3))
         hidden = len(report.layers) - len(rows)
         more = f" ({hidden} better ones not shown)" if hidden else ""
         left_out = f", {report.reads.skipped} left out" if report.reads.skipped else ""
@@ -61,10 +57,10 @@ def as_text(found: Inspection, top: int | None) -> str:
             parts.append(f"not compared (in loops, in branches, or read by no one): {', '.join(report.unmeasured)}")
     notes = [(node.name, node.op, node.reason) for node in plan.nodes if node.quantized and node.reason]
     if notes:
-        parts.append(_table(("node in INT8", "op", "note"), notes))
+        parts.append(plain_table(("node in INT8", "op", "note"), notes))
     fp32 = [(node.name, node.op, node.reason) for node in plan.nodes if not node.quantized]
     if fp32:
-        parts.append(_table(("node in FP32", "op", "why"), fp32))
+        parts.append(plain_table(("node in FP32", "op", "why"), fp32))
     by_op = ", ".join(f"{op} {done}/{total}" for op, (done, total) in plan.counts().items())
     parts.append(f"{plan.quantized} of {plan.candidates} nodes in INT8: {by_op}")
     return "\n\n".join(parts)
@@ -100,19 +96,3 @@ def _plan_row(node: NodePlan, plan: QuantizationPlan) -> tuple[str, ...]:
         f"{low:.4g} … {high:.4g}" if result is not None else "–",
         ", ".join(node.fused),
     )
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: int = 0) -> str:
-    """Returns a table without lines; the first ``right`` columns are flush right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number < right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    text = io.StringIO()
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
-    Console(file=text, width=width, color_system=None, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

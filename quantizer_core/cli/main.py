@@ -12,8 +12,10 @@ import warnings
 import click
 
 from quantizer_core.cli.convert import convert
+from quantizer_core.cli.diff_ranges import diff_ranges
 from quantizer_core.cli.doctor import doctor
 from quantizer_core.cli.inspect import inspect
+from quantizer_core.cli.lineage import lineage
 from quantizer_core.cli.make_tfrecords import make_tfrecords
 from quantizer_core.cli.summarize_graph import summarize_graph
 from quantizer_core.errors import ConfigError, QuantizerError
@@ -38,7 +40,7 @@ def cli() -> None:
     """Turn frozen FP32 TensorFlow graphs into INT8 ones, and see what that costs."""
 
 
-for command in (convert, doctor, inspect, summarize_graph, make_tfrecords):
+for command in (convert, diff_ranges, doctor, inspect, lineage, summarize_graph, make_tfrecords):
     cli.add_command(command)
 
 

@@ -63,7 +63,7 @@ def _apply(options: list[Callable], function: _Function) -> _Function:
 
 
 def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
-    """Options on the graph to convert and the examples to calibrate with; ``required`` of both paths."""
+    """Options on the graph to convert, ``required`` or not, and on what to calibrate it with."""
     options = [
         click.option(
             "--input_graph", required=required, metavar="PATH", help="Frozen GraphDef (.pb, .pbtxt) or SavedModel."
@@ -73,7 +73,6 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
         click.option("--signature", help="The SavedModel's signature. [default: serving_default]"),
         click.option(
             "--calibration_data",
-            required=required,
             metavar="PATH",
             help="Folder of images or WAV files, or TFRecords of tf.Examples (file, pattern or folder).",
         ),
@@ -82,6 +81,12 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
             type=click.IntRange(min=1),
             metavar="N",
             help="Calibrate on the first N examples, in the order of names. [default: all]",
+        ),
+        click.option(
+            "--calibration",
+            metavar="FILE",
+            help="Take what an earlier run saw in place of --calibration_data, for another --method, exclusion or "
+            "rounding without another pass over the data: of convert --save_calibration, or a CalibrationRanges.",
         ),
     ]
     return lambda function: _apply(options, function)

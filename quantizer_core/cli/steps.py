@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from quantizer_core.calibration.run import CalibrationRun, calibrate
+from quantizer_core.calibration.saved import load_calibration
 from quantizer_core.cli.load import LoadedGraph, load
 from quantizer_core.cli.options import IMAGE_KEY, LABEL_KEY, preprocess_config
 from quantizer_core.cli.progress import step
@@ -44,7 +45,8 @@ class CalibrationRequest:
     """The options that say what to calibrate, with what, and what to compare on; None where one was not given."""
 
     input_graph: str
-    calibration_data: str
+    calibration_data: str | None = None
+    calibration: str | None = None
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     signature: str | None = None
@@ -76,12 +78,24 @@ class CalibrationRequest:
     batch_size: int | None = None
     config: str | None = None
 
-    def check_comparison(self) -> None:
-        """Raises ConfigError if the options on what to compare on contradict each other."""
+    def check_data(self, compared: bool) -> None:
+        """Raises ConfigError if the options on what to calibrate and compare on contradict each other.
+
+        Args:
+          compared: whether the examples of ``calibration_data`` are compared on, and not only calibrated with.
+        """
         if self.evaluate_rest and self.evaluation_data is not None:
             raise ConfigError("give --evaluation_data or --evaluate_rest, not both")
         if self.evaluate_rest and self.num_calibration_examples is None:
             raise ConfigError("--evaluate_rest needs --num_calibration_examples: the rest are the examples behind them")
+        if self.calibration is None and self.calibration_data is None:
+            raise ConfigError("give --calibration_data, or --calibration with what an earlier run saw")
+        if self.calibration is not None and self.calibration_data is not None and not compared:
+            raise ConfigError("give --calibration_data or --calibration, not both: the second takes the first's place")
+        if self.calibration_data is None:
+            for option in ("evaluate_rest", "num_calibration_examples"):
+                if getattr(self, option):
+                    raise ConfigError(f"--{option} needs --calibration_data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +133,13 @@ def config_of(request: CalibrationRequest) -> QuantizationConfig:
 
 
 def calibrated(request: CalibrationRequest, config: QuantizationConfig, quiet: bool = False) -> Calibrated:
-    """Checks the machine, loads and prepares the graph, and calibrates it.
+    """Checks the machine, loads and prepares the graph, and calibrates it or takes a saved calibration.
 
     Raises:
-      QuantizerError: see ``check_machine``, ``load``, ``prepare`` and ``calibrate``.
+      QuantizerError: see ``check_machine``, ``load``, ``prepare``, ``calibrate`` and ``SavedCalibration.run_for``.
     """
     check_machine()
+    known = load_calibration(request.calibration) if request.calibration is not None else None
     with step("Loading and preparing", quiet):
         graph = load(request.input_graph, request.signature)
         config = dataclasses.replace(
@@ -133,7 +148,10 @@ def calibrated(request: CalibrationRequest, config: QuantizationConfig, quiet: b
             outputs=graph.names(request.outputs or config.outputs, graph.outputs),
         )
         prepared = prepare(graph.graph_def, config)
-    found = examples_of(request, request.calibration_data, config, prepared)
+    if known is not None:
+        run = known.run_for(prepared, config, f"--calibration {request.calibration!r}")
+        return Calibrated(graph, config, prepared, run)
+    found = examples_of(request, request.calibration_data or "", config, prepared)
     examples = itertools.islice(found, request.num_calibration_examples)
     with step("Calibrating", quiet) as seen:
         calibration = calibrate(prepared, examples, _unlabelled(config), seen)
@@ -174,5 +192,6 @@ def comparison_examples(
     request: CalibrationRequest, config: QuantizationConfig, prepared: PreparedGraph
 ) -> Iterator[bytes]:
     """Returns the examples to compare FP32 and INT8 on: those given, the rest, or the calibration data."""
-    examples = examples_of(request, request.evaluation_data or request.calibration_data, config, prepared)
+    path = request.evaluation_data or request.calibration_data or ""
+    examples = examples_of(request, path, config, prepared)
     return itertools.islice(examples, request.num_calibration_examples, None) if request.evaluate_rest else examples

@@ -41,7 +41,9 @@ def test_help_and_wrong_use_need_no_tensorflow(arguments: list[str]) -> None:
 
 
 def test_commands_and_version() -> None:
-    assert sorted(cli.commands) == ["convert", "doctor", "inspect", "make-tfrecords", "summarize-graph"]
+    assert sorted(cli.commands) == [
+        *("convert", "diff-ranges", "doctor", "inspect", "lineage", "make-tfrecords", "summarize-graph")
+    ]
     assert VERSION in run("--version").stdout
 
 
