@@ -1,6 +1,6 @@
 """Artifact types of the TFX components, and the files inside a FrozenGraph.
 
-Both types carry their figures in custom properties and declare no ``PROPERTIES``: Kubeflow's compiler takes a type of
+They carry their figures in custom properties and declare no ``PROPERTIES``: Kubeflow's compiler takes a type of
 one's own only in that form, and only if ``TYPE_NAME`` is its import path with one top-level module.
 """
 
@@ -11,9 +11,11 @@ import json
 import os
 
 import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
 from tfx.types.artifact import Artifact
 
 from quantizer_core.errors import GraphError
+from quantizer_core.graph.files import save_graph
 
 #: The file of a FrozenGraph with the binary GraphDef.
 GRAPH_FILE = "graph.pb"
@@ -27,6 +29,15 @@ class FrozenGraph(Artifact):
     """A directory with ``graph.pb``, an FP32 GraphDef without variables, and ``meta.json`` (see ``GraphMeta``)."""
 
     TYPE_NAME = "components.FrozenGraph"
+
+
+class CalibrationRanges(Artifact):
+    """A directory with ``calibration.ranges``: what calibration saw, to convert again without the data.
+
+    See ``quantizer_core.calibration.saved``. It holds a bounded sample of the examples.
+    """
+
+    TYPE_NAME = "components.CalibrationRanges"
 
 
 class QuantizationEvaluation(Artifact):
@@ -59,6 +70,16 @@ def graph_path(uri: str) -> str:
     return os.path.join(uri, GRAPH_FILE)
 
 
+def write_frozen_graph(uri: str, graph_def: graph_pb2.GraphDef, meta: GraphMeta) -> None:
+    """Writes the files of a FrozenGraph into a directory that holds none.
+
+    Raises:
+      GraphError: if the graph cannot be written.
+    """
+    save_graph(graph_def, graph_path(uri))
+    write_meta(uri, meta)
+
+
 def write_meta(uri: str, meta: GraphMeta) -> None:
     """Writes ``meta.json`` of a FrozenGraph, replacing the one that a former attempt may have left."""
     write_text(os.path.join(uri, META_FILE), json.dumps(dataclasses.asdict(meta), indent=2, sort_keys=True) + "\n")
@@ -86,10 +107,3 @@ def write_text(path: str, text: str) -> None:
     with tf.io.gfile.GFile(partial, "w") as file:
         file.write(text)
     tf.io.gfile.rename(partial, path, overwrite=True)
-
-
-def clear(uri: str) -> None:
-    """Makes ``uri`` an empty directory: a step that is run again starts without the remains of the attempt before."""
-    if tf.io.gfile.exists(uri):
-        tf.io.gfile.rmtree(uri)
-    tf.io.gfile.makedirs(uri)

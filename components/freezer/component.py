@@ -8,6 +8,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 
 from components.artifacts import FrozenGraph
 from components.freezer import executor
+from components.outputs import CORE_VERSION
 from quantizer_core.version import VERSION
 
 
@@ -16,7 +17,7 @@ class FreezerSpec(ComponentSpec):
 
     PARAMETERS = {
         executor.SIGNATURE: ExecutionParameter(type=str),
-        executor.CORE_VERSION: ExecutionParameter(type=str),
+        CORE_VERSION: ExecutionParameter(type=str),
     }
     INPUTS = {executor.MODEL: ChannelParameter(type=standard_artifacts.Model)}
     OUTPUTS = {executor.FROZEN_GRAPH: ChannelParameter(type=FrozenGraph)}

@@ -9,13 +9,13 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import path_utils
 
-from components.artifacts import GraphMeta, clear, graph_path, write_meta
-from quantizer_core.graph.files import freeze_saved_model, save_graph
+from components.artifacts import GraphMeta, write_frozen_graph
+from components.outputs import fresh_outputs
+from quantizer_core.graph.files import freeze_saved_model
 
 MODEL = "model"
 FROZEN_GRAPH = "frozen_graph"
 SIGNATURE = "signature"
-CORE_VERSION = "core_version"
 
 _logger = logging.getLogger(__name__)
 
@@ -40,14 +40,13 @@ class Executor(base_executor.BaseExecutor):
           ConfigError: if the model has no such signature.
           GraphError: if it cannot be frozen.
         """
-        signature, version = exec_properties[SIGNATURE], exec_properties[CORE_VERSION]
+        signature = exec_properties[SIGNATURE]
         model = artifact_utils.get_single_instance(input_dict[MODEL])
-        artifact = artifact_utils.get_single_instance(output_dict[FROZEN_GRAPH])
         directory = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
         frozen = freeze_saved_model(directory, signature=signature)
-        clear(artifact.uri)
-        save_graph(frozen.graph_def, graph_path(artifact.uri))
-        write_meta(artifact.uri, GraphMeta(frozen.inputs, frozen.outputs, f"{directory}:{signature}"))
-        artifact.set_string_custom_property(SIGNATURE, signature)
-        artifact.set_string_custom_property(CORE_VERSION, version)
+        with fresh_outputs(output_dict, exec_properties) as outputs:
+            artifact = outputs[FROZEN_GRAPH]
+            meta = GraphMeta(frozen.inputs, frozen.outputs, f"{directory}:{signature}")
+            write_frozen_graph(artifact.uri, frozen.graph_def, meta)
+            artifact.set_string_custom_property(SIGNATURE, signature)
         _logger.info("froze signature %s of %s into %s", signature, directory, artifact.uri)

@@ -12,6 +12,7 @@ from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionP
 from components.artifacts import FrozenGraph
 from components.fingerprint import fingerprint as fingerprint_of
 from components.graph_importer import executor
+from components.outputs import CORE_VERSION
 from quantizer_core.version import VERSION
 
 
@@ -23,7 +24,7 @@ class GraphImporterSpec(ComponentSpec):
         executor.INPUTS: ExecutionParameter(type=str),
         executor.OUTPUTS: ExecutionParameter(type=str),
         executor.FINGERPRINT: ExecutionParameter(type=str),
-        executor.CORE_VERSION: ExecutionParameter(type=str),
+        CORE_VERSION: ExecutionParameter(type=str),
     }
     INPUTS: dict[str, ChannelParameter] = {}
     OUTPUTS = {executor.FROZEN_GRAPH: ChannelParameter(type=FrozenGraph)}

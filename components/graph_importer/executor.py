@@ -7,11 +7,11 @@ import logging
 from typing import Any
 
 from tfx.dsl.components.base import base_executor
-from tfx.types import Artifact, artifact_utils
+from tfx.types import Artifact
 
-from components.artifacts import GraphMeta, clear, write_meta
-from components.artifacts import graph_path as frozen_graph_path
-from quantizer_core.graph.files import check_frozen, load_graph, save_graph
+from components.artifacts import GraphMeta, write_frozen_graph
+from components.outputs import fresh_outputs
+from quantizer_core.graph.files import check_frozen, load_graph
 from quantizer_core.graph.graph import Graph
 from quantizer_core.graph.summarize import find_inputs, find_outputs
 
@@ -20,7 +20,6 @@ GRAPH_PATH = "graph_path"
 INPUTS = "inputs"
 OUTPUTS = "outputs"
 FINGERPRINT = "fingerprint"
-CORE_VERSION = "core_version"
 
 _logger = logging.getLogger(__name__)
 
@@ -47,17 +46,15 @@ class Executor(base_executor.BaseExecutor):
           UnknownNodeError: if an input or output is not in the graph.
         """
         del input_dict
-        path, version = exec_properties[GRAPH_PATH], exec_properties[CORE_VERSION]
+        path = exec_properties[GRAPH_PATH]
         inputs, outputs = json.loads(exec_properties[INPUTS]), json.loads(exec_properties[OUTPUTS])
-        artifact = artifact_utils.get_single_instance(output_dict[FROZEN_GRAPH])
         graph_def = load_graph(path)
         check_frozen(graph_def)
         graph = Graph(graph_def)
         for name in [*inputs, *outputs]:
             graph.node(name)
         meta = GraphMeta(inputs or find_inputs(graph_def), outputs or find_outputs(graph_def), path)
-        clear(artifact.uri)
-        save_graph(graph_def, frozen_graph_path(artifact.uri))
-        write_meta(artifact.uri, meta)
-        artifact.set_string_custom_property(CORE_VERSION, version)
-        _logger.info("imported %s into %s", path, artifact.uri)
+        with fresh_outputs(output_dict, exec_properties) as artifacts:
+            uri = artifacts[FROZEN_GRAPH].uri
+            write_frozen_graph(uri, graph_def, meta)
+        _logger.info("imported %s into %s", path, uri)

@@ -1,4 +1,4 @@
-"""The Quantizer's contract: ``FrozenGraph`` and ``Examples`` in; INT8 ``Model``, evaluation and blessing out."""
+"""The Quantizer's contract: a frozen graph and examples in; INT8 model, evaluation, blessing and ranges out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import BaseChannel, Channel, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from components.artifacts import FrozenGraph, QuantizationEvaluation
+from components.artifacts import CalibrationRanges, FrozenGraph, QuantizationEvaluation
 from components.fingerprint import fingerprint
 from components.quantizer import executor
 from components.quantizer.parameters import Parameters
@@ -31,11 +31,14 @@ class QuantizerSpec(ComponentSpec):
     INPUTS = {
         executor.FROZEN_GRAPH: ChannelParameter(type=FrozenGraph),
         executor.EXAMPLES: ChannelParameter(type=standard_artifacts.Examples),
+        # The argument's own name is the output's.
+        executor.KNOWN_RANGES: ChannelParameter(type=CalibrationRanges, optional=True),
     }
     OUTPUTS = {
         executor.QUANTIZED_MODEL: ChannelParameter(type=standard_artifacts.Model),
         executor.EVALUATION: ChannelParameter(type=QuantizationEvaluation),
         executor.BLESSING: ChannelParameter(type=standard_artifacts.ModelBlessing),
+        executor.CALIBRATION_RANGES: ChannelParameter(type=CalibrationRanges),
     }
 
 
@@ -47,6 +50,7 @@ class Quantizer(base_beam_component.BaseBeamComponent):
         serialized examples; ``quantized_graph.pb`` and ``plan.json`` lie beside it.
       - ``evaluation``: a ``QuantizationEvaluation``.
       - ``blessing``: a ``ModelBlessing``, for ``Pusher(model_blessing=…)``.
+      - ``calibration_ranges``: a ``CalibrationRanges``, what calibration saw, for ``Quantizer(calibration_ranges=…)``.
     """
 
     SPEC_CLASS = QuantizerSpec
@@ -56,6 +60,7 @@ class Quantizer(base_beam_component.BaseBeamComponent):
         self,
         frozen_graph: BaseChannel,
         examples: BaseChannel,
+        calibration_ranges: BaseChannel | None = None,
         quantization_config: QuantizationConfig | str = "",
         calibration_split: str = "train",
         evaluation_split: str = "eval",
@@ -71,9 +76,12 @@ class Quantizer(base_beam_component.BaseBeamComponent):
         Args:
           frozen_graph: a channel of type ``FrozenGraph``, from a Freezer or a GraphImporter.
           examples: a channel of type ``Examples`` with ``tf.Example`` payload.
+          calibration_ranges: a channel of type ``CalibrationRanges`` with what an earlier Quantizer saw of the same
+            graph under the same preprocessing. It is taken in place of a pass over ``calibration_split``, so that
+            another method, exclusion or rounding costs no calibration.
           quantization_config: every choice of the conversion, as it is or as its JSON. Inputs and outputs that it
             leaves open are those of the frozen graph.
-          calibration_split: the split whose examples give the ranges.
+          calibration_split: the split whose examples give the ranges (not read with ``calibration_ranges``).
           evaluation_split: the split on which the two graphs are compared.
           num_calibration_examples: how many examples to calibrate on; 0: all.
           num_evaluation_examples: how many examples to evaluate on; 0: all.
@@ -108,9 +116,11 @@ class Quantizer(base_beam_component.BaseBeamComponent):
             spec=QuantizerSpec(
                 frozen_graph=frozen_graph,
                 examples=examples,
+                known_ranges=calibration_ranges,
                 quantized_model=Channel(type=standard_artifacts.Model),
                 evaluation=Channel(type=QuantizationEvaluation),
                 blessing=Channel(type=standard_artifacts.ModelBlessing),
+                calibration_ranges=Channel(type=CalibrationRanges),
                 **parameters,
             )
         )

@@ -16,15 +16,18 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import path_utils
 
-from components.artifacts import EVALUATION_FILE, clear, graph_path, read_meta, write_text
+from components.artifacts import EVALUATION_FILE, graph_path, read_meta, write_text
+from components.outputs import describe, fresh_outputs
 from components.quantizer.beam_io import ReadSplit, WriteOne, read_one, split_patterns
 from components.quantizer.parameters import Parameters
 from quantizer_core.beam import Calibrate, Evaluate, SampleExamples
 from quantizer_core.calibration.run import CalibrationRun
+from quantizer_core.calibration.saved import CALIBRATION_FILE, SavedCalibration, load_calibration, save_calibration
 from quantizer_core.evaluation.judge import EvaluationResult, judge
 from quantizer_core.evaluation.run import EvaluationRun
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import load_graph, save_graph
+from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.prepare import prepare, save_prepared
 from quantizer_core.quantize import convert
@@ -33,15 +36,15 @@ from quantizer_core.types import PreparedGraph
 
 FROZEN_GRAPH = "frozen_graph"
 EXAMPLES = "examples"
+KNOWN_RANGES = "known_ranges"
 QUANTIZED_MODEL = "quantized_model"
 EVALUATION = "evaluation"
 BLESSING = "blessing"
+CALIBRATION_RANGES = "calibration_ranges"
 
 #: Files of the quantized model, beside its SavedModel.
 QUANTIZED_GRAPH_FILE = "quantized_graph.pb"
 PLAN_FILE = "plan.json"
-#: The file of the evaluation with the calibration statistics, as ``CalibrationStatistics.to_bytes`` writes them.
-STATISTICS_FILE = "calibration.bin"
 
 _WORK_DIRECTORY = "work"
 
@@ -60,23 +63,23 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Quantizes a frozen graph and judges the result. May be run again: it starts from empty outputs.
 
         Args:
-          input_dict: ``frozen_graph`` (FrozenGraph) and ``examples`` (one or more Examples).
-          output_dict: ``quantized_model`` (Model), ``evaluation`` (QuantizationEvaluation) and ``blessing``
-            (ModelBlessing).
+          input_dict: ``frozen_graph`` (FrozenGraph), ``examples`` (one or more Examples) and, if calibration is not
+            to be made anew, ``known_ranges`` (CalibrationRanges).
+          output_dict: ``quantized_model`` (Model), ``evaluation`` (QuantizationEvaluation), ``blessing``
+            (ModelBlessing) and ``calibration_ranges`` (CalibrationRanges).
           exec_properties: the parameters of ``Quantizer``.
 
         Raises:
-          ConfigError: if a parameter is outside its domain.
+          ConfigError: if a parameter is outside its domain, or the known ranges are not of this graph.
           GraphError: if the graph cannot be read or quantized.
           DataError: if a split is missing or empty, or too many of its examples cannot be read.
           MachineError: if this machine or TensorFlow build cannot run INT8 kernels.
         """
         parameters = Parameters.from_exec_properties(exec_properties)
-        outputs = {
-            key: artifact_utils.get_single_instance(output_dict[key]) for key in (QUANTIZED_MODEL, EVALUATION, BLESSING)
-        }
         frozen = artifact_utils.get_single_instance(input_dict[FROZEN_GRAPH])
-        calibration_patterns = split_patterns(input_dict[EXAMPLES], parameters.calibration_split)
+        given = artifact_utils.get_single_instance(input_dict[KNOWN_RANGES]) if input_dict.get(KNOWN_RANGES) else None
+        known = load_calibration(given.uri) if given is not None else None
+        calibration_patterns = [] if known else split_patterns(input_dict[EXAMPLES], parameters.calibration_split)
         evaluation_patterns = split_patterns(input_dict[EXAMPLES], parameters.evaluation_split)
         check_machine()
         meta = read_meta(frozen.uri)
@@ -86,18 +89,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             outputs=parameters.config.outputs or meta.outputs,
         )
         parameters = dataclasses.replace(parameters, config=config)
-        for artifact in outputs.values():
-            clear(artifact.uri)
-        try:
-            self._run(frozen.uri, calibration_patterns, evaluation_patterns, parameters, outputs)
-        except BaseException:
-            for artifact in outputs.values():
-                clear(artifact.uri)
-            raise
+        with fresh_outputs(output_dict, exec_properties) as outputs:
+            self._run(frozen.uri, known, calibration_patterns, evaluation_patterns, parameters, outputs)
 
     def _run(
         self,
         frozen_uri: str,
+        known: SavedCalibration | None,
         calibration_patterns: Sequence[str],
         evaluation_patterns: Sequence[str],
         parameters: Parameters,
@@ -110,11 +108,15 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         tf.io.gfile.makedirs(work)
 
         prepared = prepare(load_graph(fp32_path), config)
-        calibration = self._calibrate(prepared, calibration_patterns, parameters, work)
+        saved = known or self._calibrate(prepared, calibration_patterns, parameters, work)
+        calibration = saved.run_for(prepared, config, "what was given as calibration_ranges")
+        ranges = outputs[CALIBRATION_RANGES]
+        save_calibration(saved, os.path.join(ranges.uri, CALIBRATION_FILE))
         conversion = convert(prepared, calibration.statistics, config, calibration.sample)
         save_graph(conversion.graph_def, int8_path)
         compared = self._evaluate(prepared, fp32_path, int8_path, evaluation_patterns, parameters, work)
 
+        parameters = dataclasses.replace(parameters, calibration_split=saved.source)
         facts = _facts(parameters, conversion.plan, calibration, compared, fp32_path, int8_path)
         result = judge(compared.counts, metric=parameters.metric, max_drop=parameters.max_drop, facts=facts)
         export_saved_model(
@@ -127,23 +129,21 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         write_text(os.path.join(model.uri, PLAN_FILE), conversion.plan.to_json())
         write_text(os.path.join(evaluation.uri, EVALUATION_FILE), result.to_json())
         tf.io.gfile.rmtree(work)
-        _describe(evaluation, _properties(result))
-        _describe(model, {key: facts[key] for key in _MODEL_FACTS})
+        describe(evaluation, _properties(result))
+        describe(model, {**{key: facts[key] for key in _MODEL_FACTS}, **_machine_facts(conversion.plan)})
+        describe(ranges, _ranges_facts(saved, reused=known is not None))
         _bless(outputs[BLESSING], result, model.uri, frozen_uri)
         _logger.info("%s: %s", "blessed" if result.blessed else "not blessed", result.reason)
 
     def _calibrate(
         self, prepared: PreparedGraph, patterns: Sequence[str], parameters: Parameters, work: str
-    ) -> CalibrationRun:
+    ) -> SavedCalibration:
         directory, path = os.path.join(work, "prepared"), os.path.join(work, "calibration")
         save_prepared(prepared, directory)
         with self._make_beam_pipeline() as pipeline:
             examples = _read(pipeline, patterns, parameters.num_calibration_examples)
             _ = examples | "Calibrate" >> Calibrate(directory, parameters.config) | "Save" >> WriteOne(path)
-        run: CalibrationRun = read_one(path)
-        with tf.io.gfile.GFile(os.path.join(os.path.dirname(work), STATISTICS_FILE), "wb") as file:
-            file.write(run.statistics.to_bytes())
-        return run
+        return SavedCalibration.of(read_one(path), prepared, parameters.config, parameters.calibration_split)
 
     def _evaluate(
         self,
@@ -168,7 +168,7 @@ def _read(pipeline: beam.Pipeline, patterns: Sequence[str], count: int) -> beam.
 
 
 #: The facts that ML Metadata keeps about the quantized model itself, whatever the verdict on it.
-_MODEL_FACTS = ("fp32_bytes", "int8_bytes", "quantized_nodes", "candidate_nodes", "core_version")
+_MODEL_FACTS = ("fp32_bytes", "int8_bytes", "quantized_nodes", "candidate_nodes")
 
 
 def _facts(
@@ -202,14 +202,30 @@ def _properties(result: EvaluationResult) -> dict[str, Any]:
     return {**result.facts, **known, "metric": result.metric, "reason": result.reason, "blessed": int(result.blessed)}
 
 
-def _describe(artifact: Artifact, properties: dict[str, Any]) -> None:
-    for key, value in properties.items():
-        if isinstance(value, str):
-            artifact.set_string_custom_property(key, value)
-        elif isinstance(value, int):
-            artifact.set_int_custom_property(key, value)
-        else:
-            artifact.set_float_custom_property(key, float(value))
+def _machine_facts(plan: QuantizationPlan) -> dict[str, Any]:
+    """Returns what of the machine that converted decides about the graph, and the bits of its weights."""
+    machine = describe_machine()
+    bits = sorted({node.weight_bits for node in plan.nodes if node.quantized and node.weight_bits})
+    return {
+        "weight_bits": ",".join(map(str, bits)),
+        "machine_cpu": machine["cpu"],
+        "machine_features": ",".join(name for name, has in machine["cpu_features"].items() if has),
+        "machine_vnni": machine["vnni_used"],
+        "machine_onednn": machine["onednn"],
+        "machine_tensorflow": machine["tensorflow"],
+    }
+
+
+def _ranges_facts(saved: SavedCalibration, reused: bool) -> dict[str, Any]:
+    return {
+        "source": saved.source,
+        "examples": saved.run.reads.read,
+        "skipped": saved.run.reads.skipped,
+        "tensors": len(saved.run.statistics.tensors),
+        "graph_fingerprint": saved.fingerprint,
+        "calibrated_by_version": saved.core_version,
+        "reused": reused,
+    }
 
 
 def _bless(blessing: Artifact, result: EvaluationResult, model_uri: str, frozen_uri: str) -> None:

@@ -11,7 +11,7 @@ from components import artifacts
 from quantizer_core.errors import GraphError
 
 
-@pytest.mark.parametrize("kind", [artifacts.FrozenGraph, artifacts.QuantizationEvaluation])
+@pytest.mark.parametrize("kind", [artifacts.FrozenGraph, artifacts.QuantizationEvaluation, artifacts.CalibrationRanges])
 def test_type_name_is_the_import_path_that_kubeflow_asks_for(kind: type) -> None:
     assert f"components.{kind.__name__}" == kind.TYPE_NAME
     assert re.fullmatch(r"[a-z][a-z0-9-_]{2,20}[.][A-Z]\w*", kind.TYPE_NAME)
@@ -32,11 +32,3 @@ def test_missing_or_damaged_meta_is_named(tmp_path: Path, text: str | None) -> N
         (tmp_path / "meta.json").write_text(text)
     with pytest.raises(GraphError, match=r"meta\.json is missing or damaged"):
         artifacts.read_meta(str(tmp_path))
-
-
-def test_clear_leaves_an_empty_directory(tmp_path: Path) -> None:
-    (tmp_path / "out" / "deep").mkdir(parents=True)
-    (tmp_path / "out" / "deep" / "file").write_text("left")
-    artifacts.clear(str(tmp_path / "out"))
-    artifacts.clear(str(tmp_path / "new"))
-    assert list((tmp_path / "out").iterdir()) == [] == list((tmp_path / "new").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +17,18 @@ from tfx import v1 as tfx
 from tfx.components.pusher.executor import Executor as PusherExecutor
 from tfx.types import Artifact, Channel, standard_artifacts
 
-from components.artifacts import FrozenGraph, QuantizationEvaluation
+from components.artifacts import CalibrationRanges, FrozenGraph, QuantizationEvaluation
 from components.quantizer.component import Quantizer
 from components.quantizer.executor import Executor
 from pipelines.serve_back import classify
+from quantizer_core.calibration.saved import CALIBRATION_FILE, SavedCalibration, load_calibration, save_calibration
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
-from quantizer_core.errors import DataError, GraphError
+from quantizer_core.errors import ConfigError, DataError, GraphError
 from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.summarize import input_specs
+from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import QuantizationPlan
+from quantizer_core.prepare import prepare
 from quantizer_core.runtime import GraphSession
 from quantizer_core.version import VERSION
 from tests.helpers.tfx_artifacts import conv_net, examples, frozen_graph, tensor_example
@@ -76,7 +80,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> standa
     return artifact
 
 
-def _quantize(frozen: FrozenGraph, data: Artifact, root: Path, **parameters: Any) -> dict[str, Artifact]:
+def _quantize(
+    frozen: FrozenGraph, data: Artifact, root: Path, ranges: Artifact | None = None, **parameters: Any
+) -> dict[str, Artifact]:
     component = Quantizer(
         frozen_graph=Channel(type=FrozenGraph),
         examples=Channel(type=standard_artifacts.Examples),
@@ -86,11 +92,13 @@ def _quantize(frozen: FrozenGraph, data: Artifact, root: Path, **parameters: Any
         "quantized_model": standard_artifacts.Model(),
         "evaluation": QuantizationEvaluation(),
         "blessing": standard_artifacts.ModelBlessing(),
+        "calibration_ranges": CalibrationRanges(),
     }
     for key, artifact in outputs.items():
         artifact.uri = str(root / key)
+    known = {} if ranges is None else {"known_ranges": [ranges]}
     Executor().Do(
-        {"frozen_graph": [frozen], "examples": [data]},
+        {"frozen_graph": [frozen], "examples": [data], **known},
         {key: [artifact] for key, artifact in outputs.items()},
         component.exec_properties,
     )
@@ -176,7 +184,7 @@ def test_running_again_gives_the_same_bytes_over_whatever_was_left(
     (good_root / "evaluation" / "work").mkdir()
     again = _quantize(frozen, data, good_root)
     after = {key: _files(artifact.uri) for key, artifact in again.items()}
-    assert sorted(after["evaluation"]) == ["calibration.bin", "evaluation.json"]
+    assert sorted(after["evaluation"]) == ["evaluation.json"]
     # SavedModels carry a fingerprint of their own making.
     for key, files in after.items():
         for name in files:
@@ -188,6 +196,90 @@ def test_running_again_gives_the_same_bytes_over_whatever_was_left(
 def test_good_model_is_pushed(good: dict[str, Artifact], tmp_path: Path) -> None:
     assert _push(good, tmp_path).get_int_custom_property("pushed") == 1
     assert (tmp_path / "pushed_model" / "saved_model.pb").exists()
+
+
+def test_metadata_carries_the_machine_that_decides_about_int8(good: dict[str, Artifact]) -> None:
+    model, machine = good["quantized_model"], describe_machine()
+    assert model.get_string_custom_property("machine_cpu") == machine["cpu"]
+    assert model.get_string_custom_property("machine_tensorflow") == tf.version.VERSION
+    assert model.get_int_custom_property("machine_onednn") == 1
+    assert model.get_int_custom_property("machine_vnni") == machine["vnni_used"]
+    features = model.get_string_custom_property("machine_features").split(",")
+    assert features == [name for name, has in machine["cpu_features"].items() if has] and "avx2" in features
+    plan = QuantizationPlan.from_json((Path(model.uri) / "plan.json").read_text())
+    bits = {str(node.weight_bits) for node in plan.nodes if node.weight_bits}
+    assert set(model.get_string_custom_property("weight_bits").split(",")) == bits != set()
+
+
+def test_what_calibration_saw_is_an_artifact(good: dict[str, Artifact], frozen: FrozenGraph) -> None:
+    ranges = good["calibration_ranges"]
+    saved = load_calibration(ranges.uri)
+    assert list(_files(ranges.uri)) == [CALIBRATION_FILE]
+    assert (saved.source, saved.run.reads.read, len(saved.run.sample)) == ("train", 96, 64)
+    assert (saved.inputs, saved.outputs, saved.core_version) == (("images",), ("logits",), VERSION)
+    assert ranges.get_string_custom_property("source") == "train"
+    expected = {"examples": 96, "skipped": 0, "reused": 0, "tensors": len(saved.run.statistics.tensors)}
+    assert {key: ranges.get_int_custom_property(key) for key in expected} == expected
+    assert ranges.get_string_custom_property("graph_fingerprint") == saved.fingerprint
+
+
+@pytest.fixture
+def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a pass over the data was made")
+
+    monkeypatch.setattr("components.quantizer.executor.Calibrate", refuse)
+
+
+def test_ranges_fed_back_in_give_the_same_model_without_a_pass_over_the_data(
+    good: dict[str, Artifact], frozen: FrozenGraph, data: Artifact, tmp_path: Path, no_calibration: None
+) -> None:
+    again = _quantize(frozen, data, tmp_path, good["calibration_ranges"], calibration_split="is not read")
+    for key, name in (("quantized_model", "quantized_graph.pb"), ("calibration_ranges", CALIBRATION_FILE)):
+        assert _files(again[key].uri)[name] == _files(good[key].uri)[name]
+    assert again["evaluation"].get_string_custom_property("calibration_split") == "train"
+    assert again["evaluation"].get_int_custom_property("calibration_examples") == 96
+    assert again["calibration_ranges"].get_int_custom_property("reused") == 1
+
+
+def test_another_method_and_exclusion_on_old_ranges_give_what_a_new_calibration_would(
+    good: dict[str, Artifact], frozen: FrozenGraph, data: Artifact, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, calibration_method="minmax", excluded_ops=("MatMul",))
+    fresh = _quantize(frozen, data, tmp_path / "fresh", quantization_config=config)
+    again = _quantize(frozen, data, tmp_path / "again", good["calibration_ranges"], quantization_config=config)
+    graphs = [_files(each["quantized_model"].uri)["quantized_graph.pb"] for each in (fresh, again, good)]
+    assert graphs[0] == graphs[1] != graphs[2]
+    # The first's are handed on whole, so that the exclusion can be lifted again.
+    assert _files(again["calibration_ranges"].uri) == _files(good["calibration_ranges"].uri)
+
+
+def test_ranges_of_another_graph_or_damaged_ones_are_refused_and_leave_nothing(
+    good: dict[str, Artifact], data: Artifact, tmp_path: Path
+) -> None:
+    other = frozen_graph(tmp_path / "frozen" / "graph", conv_net(5))
+    with pytest.raises(ConfigError, match="given as calibration_ranges is of another graph"):
+        _quantize(other, data, tmp_path / "out", good["calibration_ranges"])
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    damaged = CalibrationRanges()
+    damaged.uri = str(tmp_path)
+    (tmp_path / CALIBRATION_FILE).write_bytes(_files(good["calibration_ranges"].uri)[CALIBRATION_FILE][:-1])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        _quantize(other, data, tmp_path / "out", damaged)
+
+
+def test_a_file_from_the_shell_is_taken_in_a_pipeline(
+    good: dict[str, Artifact], frozen: FrozenGraph, data: Artifact, tmp_path: Path, no_calibration: None
+) -> None:
+    config = dataclasses.replace(CONFIG, inputs=("images",), outputs=("logits",))
+    run = load_calibration(good["calibration_ranges"].uri).run
+    ranges = CalibrationRanges()
+    ranges.uri = str(tmp_path / "shell")
+    (tmp_path / "shell").mkdir()
+    shell = SavedCalibration.of(run, prepare(GRAPH, config), config, "photos/")
+    save_calibration(shell, tmp_path / "shell" / CALIBRATION_FILE)
+    outputs = _quantize(frozen, data, tmp_path / "out", ranges)
+    assert outputs["evaluation"].get_string_custom_property("calibration_split") == "photos/"
 
 
 def test_model_calibrated_on_noise_completes_and_is_neither_blessed_nor_pushed(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tfx.types import Channel, standard_artifacts
 
-from components.artifacts import FrozenGraph
+from components.artifacts import CalibrationRanges, FrozenGraph
 from components.quantizer.component import Quantizer
 from components.quantizer.parameters import Parameters
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
@@ -46,6 +46,15 @@ def test_outputs_are_the_standard_types() -> None:
     assert outputs["quantized_model"].type is standard_artifacts.Model
     assert outputs["blessing"].type is standard_artifacts.ModelBlessing
     assert outputs["evaluation"].type.TYPE_NAME == "components.QuantizationEvaluation"
+    assert outputs["calibration_ranges"].type is CalibrationRanges
+
+
+def test_ranges_are_an_input_that_may_be_left_out() -> None:
+    assert set(_quantizer().inputs) == {"frozen_graph", "examples"}
+    ranges = Channel(type=CalibrationRanges)
+    assert _quantizer(calibration_ranges=ranges).inputs["known_ranges"] is ranges
+    with pytest.raises(TypeError, match="CalibrationRanges"):
+        _quantizer(calibration_ranges=Channel(type=FrozenGraph))
 
 
 @pytest.mark.parametrize(
