@@ -202,7 +202,7 @@ def _records(saved: SavedCalibration) -> Iterator[bytes]:
     header |= {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "reads": dataclasses.asdict(saved.run.reads),
+        "reads": json.loads(saved.run.reads.to_bytes()),
         "sample": [digest.hex() for digest, _ in saved.run.hashed],
     }
     yield json.dumps(header, sort_keys=True).encode()
@@ -253,7 +253,7 @@ def _parse(path: str, header: Mapping[str, Any], records: Iterator[bytes]) -> Sa
         sample = list(records)
         if len(sample) != len(digests):
             raise DataError(f"it holds {len(sample)} of the {len(digests)} examples of its sample")
-        reads = ReadCounts(**header["reads"])
+        reads = ReadCounts.from_bytes(json.dumps(header["reads"]).encode())
         run = CalibrationRun(statistics, reads, tuple(zip(digests, sample, strict=True)))
         return SavedCalibration(
             run=run,

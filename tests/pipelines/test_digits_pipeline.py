@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from rich.console import Console
 
 from pipelines.digits import local_runner
+from pipelines.digits.pipeline import PREPROCESS
 from pipelines.digits.trainer import INPUT_NAME, parse_examples
 from pipelines.record import RunRecord, latest_run
 from pipelines.serve_back import classify, first_examples
+from quantizer_core.cli.main import cli
+from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.summarize import input_specs
+from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.runtime import GraphSession
+from quantizer_core.version import VERSION
 
 TRAIN_STEPS = 300
 STEPS = ("ImportExampleGen", "Trainer", "Freezer", "Quantizer", "Pusher")
@@ -75,6 +81,44 @@ def test_pushed_model_serves_what_the_quantized_graph_computes(record: RunRecord
         rows = [session.run({INPUT_NAME: image[None]})[0] for image in images.numpy()]
     np.testing.assert_array_equal(served, np.concatenate(rows))
     assert (served.argmax(axis=1) == labels.numpy()).mean() >= 0.9
+
+
+def test_lineage_answers_all_that_made_the_pushed_model(output: str, record: RunRecord) -> None:
+    pushed = str(record.outputs["pushed_model"].properties["pushed_destination"])
+    arguments = ["lineage", "--metadata", local_runner.metadata_path(output), pushed]
+    result = CliRunner().invoke(cli, [*arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    answer, machine = json.loads(result.stdout), describe_machine()
+    steps = {step["id"]: step for step in answer["steps"]}
+    assert answer["pushed_to"] == pushed
+    assert [step["component"] for step in answer["steps"]] == list(STEPS)
+    assert answer["int8_model"]["uri"] == record.outputs["quantized_model"].uri
+    assert answer["fp32"]["frozen_graph"]["uri"] == record.outputs["frozen_graph"].uri
+    assert answer["fp32"]["model"]["uri"] == record.outputs["model"].uri
+    assert steps[answer["fp32"]["made_by"]]["component"] == "Freezer"
+    assert f'"num_steps": {TRAIN_STEPS}' in steps[answer["fp32"]["model_made_by"]]["parameters"]["train_args"]
+    assert [each["uri"] for each in answer["examples"]] == [record.outputs["examples"].uri]
+    assert (answer["calibration"]["split"], answer["evaluation_split"]) == ("train", "eval")
+    assert answer["calibration"]["ranges"]["uri"] == record.outputs["calibration_ranges"].uri
+    assert answer["calibration"]["reused"] is False and answer["calibration"]["by_step"] == answer["step"]
+    assert QuantizationConfig.from_json(json.dumps(answer["config"])).preprocess == PREPROCESS
+    assert answer["core_version"] == VERSION
+    assert answer["machine"]["cpu"] == machine["cpu"] and answer["machine"]["tensorflow"] == tf.version.VERSION
+    assert "avx2" in answer["machine"]["features"] and answer["machine"]["onednn"] == 1
+    assert set(answer["machine"]["weight_bits"].split(",")) <= {"7", "8"}
+    assert answer["evaluation"]["properties"] == dict(record.outputs["evaluation"].properties)
+    assert answer["blessing"]["properties"]["blessed"] == 1
+    tree = CliRunner().invoke(cli, arguments).stdout
+    assert tree.startswith(f"PushedModel {answer['asked']['id']}: {pushed}")
+    for step in STEPS:
+        assert f"by {step}, " in tree
+
+
+def test_ranges_of_the_pipeline_can_be_compared(record: RunRecord) -> None:
+    uri = record.outputs["calibration_ranges"].uri
+    found = json.loads(CliRunner().invoke(cli, ["diff-ranges", uri, uri, "--json"]).stdout)
+    assert found["identical"] and found["a"]["source"] == "train"
+    assert found["a"]["examples"] == record.outputs["evaluation"].properties["calibration_examples"]
 
 
 def test_report_tells_the_figures_and_asks_the_pushed_model(output: str, record: RunRecord) -> None:
