@@ -10,6 +10,7 @@ from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError, UnknownNodeError, nearest
+from quantizer_core.graph.attrs import add_default_attrs
 from quantizer_core.graph.files import check_frozen, load_graph, save_graph
 from quantizer_core.graph.graph import Graph
 from quantizer_core.graph.summarize import find_inputs, find_outputs, input_specs
@@ -22,6 +23,9 @@ GRAPH_FILE, META_FILE = "graph.pb", "prepared.json"
 
 def prepare(graph_def: graph_pb2.GraphDef, config: QuantizationConfig) -> PreparedGraph:
     """Returns the FP32 graph to calibrate and convert; the argument is not changed.
+
+    Its nodes spell out every attribute: TensorFlow would add the defaults in place when it first runs the graph, and a
+    conversion would depend on whether it has.
 
     Args:
       graph_def: a frozen graph.
@@ -47,6 +51,8 @@ def prepare(graph_def: graph_pb2.GraphDef, config: QuantizationConfig) -> Prepar
     check_frozen(graph_def, inputs, outputs)
     specs = input_specs(graph_def, inputs)
     rewritten, reports = apply_rewrites(graph_def, inputs, outputs)
+    for node in rewritten.node:
+        add_default_attrs(node)
     observed = observed_tensors(Graph(rewritten), tuple(outputs), config)
     if not observed:
         raise GraphError(

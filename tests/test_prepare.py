@@ -8,7 +8,8 @@ import tensorflow.compat.v1 as tf
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError, UnknownNodeError
 from quantizer_core.prepare import load_prepared, prepare, save_prepared
-from tests.helpers.nets import build
+from quantizer_core.quantize import convert
+from tests.helpers.nets import build, data_for, statistics_of
 
 
 def net(net, x):
@@ -24,6 +25,21 @@ def test_round_trip(tmp_path):
     save_prepared(prepared, str(tmp_path / "prepared"))
     save_prepared(prepared, str(tmp_path / "prepared"))  # an earlier one is replaced
     assert load_prepared(str(tmp_path / "prepared")) == prepared
+
+
+def test_calibrating_and_converting_leave_the_prepared_graph_as_it_was():
+    graph_def, _ = build(net)
+    for node in graph_def.node:  # as frozen graphs come: without attributes that have their defaults
+        for name in ("dilations", "explicit_paddings", "data_format", "use_cudnn_on_gpu"):
+            node.attr.pop(name, None)
+    bare = graph_def.SerializeToString(deterministic=True)
+    prepared = prepare(graph_def, QuantizationConfig())
+    before = prepared.graph_def.SerializeToString(deterministic=True)
+    first = convert(prepared, statistics_of(prepared, data_for(prepared)), QuantizationConfig())
+    assert prepared.graph_def.SerializeToString(deterministic=True) == before
+    again = convert(prepared, statistics_of(prepared, data_for(prepared)), QuantizationConfig())
+    assert again.graph_def == first.graph_def
+    assert graph_def.SerializeToString(deterministic=True) == bare
 
 
 def test_unknown_names_are_errors_that_name_the_nearest():

@@ -8,7 +8,7 @@ import numpy as np
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.tensor_pb2 import TensorProto
-from tensorflow.python.framework import dtypes, tensor_shape, tensor_util
+from tensorflow.python.framework import dtypes, op_def_registry, tensor_shape, tensor_util
 
 #: The integers that lie in memory behind TensorFlow's quantised dtypes.
 _PLAIN_DTYPES: dict[str, np.dtype] = {
@@ -76,6 +76,17 @@ def attr_ints(node: NodeDef, key: str, default: Sequence[int] = ()) -> tuple[int
     """Returns a list of integers (``strides``, ``dilations``, ``ksize``…), or the default if missing or empty."""
     values = tuple(int(value) for value in node.attr[key].list.i) if key in node.attr else ()
     return values or tuple(default)
+
+
+def add_default_attrs(node: NodeDef) -> None:
+    """Gives a node the default of every attribute that it leaves out, as ``tf.import_graph_def`` does to its argument.
+
+    A node of an op that TensorFlow does not know is left alone.
+    """
+    op = op_def_registry.get(node.op)
+    for attr in () if op is None else op.attr:
+        if attr.HasField("default_value") and node.attr[attr.name].WhichOneof("value") is None:
+            node.attr[attr.name].CopyFrom(attr.default_value)
 
 
 def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorProto:

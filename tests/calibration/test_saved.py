@@ -38,6 +38,9 @@ def _net(net: Net, x: tf.Tensor) -> tf.Tensor:
 
 
 GRAPH, OUTPUTS = build(_net, (None, 12, 12, 4))
+for _node in GRAPH.node:  # as frozen graphs come: TensorFlow adds attributes that have their defaults when it runs them
+    for _name in ("dilations", "explicit_paddings", "data_format"):
+        _node.attr.pop(_name, None)
 CONFIG = QuantizationConfig(outputs=OUTPUTS, batch_size=4, refine_examples=4)
 
 
