@@ -117,6 +117,8 @@ class QuantizationConfig:
       refine_examples: how many of the calibration examples weights and biases are chosen on, layer by layer (64 at
         the most); 0 rounds to nearest and corrects biases by the channel means that calibration gathers anyway.
       batch_size: examples per step in calibration and evaluation (1 where the graph fixes its batch at 1).
+      max_batch_bytes: a batch that would take more memory than this is made smaller; what an example takes is estimated
+        from the graph's shapes, so that all workers come to the same size (see ``quantizer_core.batch_memory``).
       max_bad_fraction: largest share of unreadable examples, in [0, 1], that calibration and evaluation accept.
       preprocess: how an example becomes the graph's inputs.
     """
@@ -137,6 +139,7 @@ class QuantizationConfig:
     rounding: str = "second_order"
     refine_examples: int = 32
     batch_size: int = 16
+    max_batch_bytes: int = 1 << 30
     max_bad_fraction: float = 0.01
     preprocess: PreprocessConfig = PreprocessConfig()
 
@@ -152,8 +155,9 @@ class QuantizationConfig:
             object.__setattr__(self, "preprocess", _from_mapping(PreprocessConfig, self.preprocess))
         if not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile must lie in (50, 100], not {self.percentile!r}")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigError(f"batch_size must be a positive integer, not {self.batch_size!r}")
+        for name in ("batch_size", "max_batch_bytes"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {getattr(self, name)!r}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
 

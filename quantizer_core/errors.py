@@ -23,7 +23,16 @@ class ConfigError(QuantizerError):
 
 
 class DataError(QuantizerError):
-    """Examples are missing, unreadable, of the wrong shape or dtype, or make the graph produce NaN or infinity."""
+    """Examples are missing, unreadable, of the wrong shape or dtype, or make the graph produce NaN or infinity.
+
+    Attributes:
+      reason: for an example that cannot be used: the kind of fault in a word or two (``missing_feature``), the same
+        for all examples with this fault, which the text need not be; else "".
+    """
+
+    def __init__(self, *arguments: object, reason: str = ""):
+        super().__init__(*arguments)
+        self.reason = reason
 
 
 class MachineError(QuantizerError):

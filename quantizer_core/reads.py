@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -36,21 +37,33 @@ class ReadCounts:
     Attributes:
       read: records that were used.
       skipped: records that were not.
-      reasons: reason → number of records skipped for it.
+      reasons: kind of fault (see ``DataError.reason``) → number of records skipped for it.
+      messages: kind of fault → what was said of one of these records: the first in alphabetical order, so that it does
+        not depend on the order of the records. One a kind: memory does not grow with the number of bad records.
     """
 
     read: int = 0
     skipped: int = 0
     reasons: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    messages: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reasons", dict(sorted(self.reasons.items())))
+        for name in ("reasons", "messages"):
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
 
     def merge(self, other: ReadCounts) -> ReadCounts:
-        """Returns the counts of both sets of records together."""
+        """Returns the counts of both sets of records together: exact, associative and commutative."""
         reasons = collections.Counter(self.reasons)
         reasons.update(other.reasons)
-        return ReadCounts(self.read + other.read, self.skipped + other.skipped, reasons)
+        messages = dict(self.messages)
+        for reason, message in other.messages.items():
+            messages[reason] = min(message, messages.get(reason, message))
+        return ReadCounts(self.read + other.read, self.skipped + other.skipped, reasons, messages)
+
+    @property
+    def total(self) -> int:
+        """Number of records, used or not."""
+        return self.read + self.skipped
 
     def to_bytes(self) -> bytes:
         """Returns a canonical form: equal counts give equal bytes."""
@@ -61,14 +74,24 @@ class ReadCounts:
         """Reads ``to_bytes``'s form."""
         return cls(**json.loads(data))
 
-    def check(self, max_bad_fraction: float, purpose: str) -> None:
-        """Makes sure that there were records, and not too many unusable ones.
+    def check(self, max_bad_fraction: float, purpose: str, expected: int | None = None) -> None:
+        """Makes sure that there were records, that all came through, and that not too many are unusable.
+
+        Args:
+          max_bad_fraction: largest share of unusable records to accept.
+          purpose: what the records are for.
+          expected: how many records there were, where that was counted by other means.
 
         Raises:
-          DataError: if there were no records, none could be used, or more than ``max_bad_fraction`` of them could not;
-            it gives the most frequent reason.
+          DataError: if there were no records, none could be used, or more than ``max_bad_fraction`` of them could not
+            (it gives the most frequent reason), or there are more or fewer than ``expected``.
         """
-        total = self.read + self.skipped
+        total = self.total
+        if expected is not None and total != expected:
+            raise DataError(
+                f"of {expected} examples for {purpose}, {total} came through: the Beam runner lost or repeated some; "
+                "see its log, and run the step again"
+            )
         if not total:
             raise DataError(f"there are no examples for {purpose}: the input is empty")
         if self.read and self.skipped <= max_bad_fraction * total:
@@ -76,7 +99,31 @@ class ReadCounts:
         reason, count = max(self.reasons.items(), key=lambda item: (item[1], item[0]))
         raise DataError(
             f"{self.skipped} of {total} examples for {purpose} cannot be used, more than max_bad_fraction="
-            f"{max_bad_fraction:g} allows; most often ({count} times): {reason}"
+            f"{max_bad_fraction:g} allows; most often ({count} times): {self.messages.get(reason, reason)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What it took to put records through a graph: it depends on how they are spread over workers and on the machine.
+
+    It goes with a run, but is no part of its result: runs that differ in it alone are equal.
+
+    Attributes:
+      batches: number of batches run.
+      microseconds: time that workers spent in running them, added up over all workers.
+      records: how many records there were before they were spread over workers; None where no one counted.
+    """
+
+    batches: int = 0
+    microseconds: int = 0
+    records: int | None = None
+
+    def merge(self, other: Work) -> Work:
+        """Returns the work on both sets of records: exact, associative and commutative."""
+        counted = [work.records for work in (self, other) if work.records is not None]
+        return Work(
+            self.batches + other.batches, self.microseconds + other.microseconds, sum(counted) if counted else None
         )
 
 
@@ -91,7 +138,7 @@ class BatchReader:
       on_read: called with each record that was read and consumed without fault, and what it was decoded to.
 
     Attributes:
-      batches: number of batches consumed so far.
+      work: batches consumed so far and the time that it took.
     """
 
     def __init__(
@@ -105,20 +152,20 @@ class BatchReader:
         self._consume = consume
         self._on_read = on_read
         self._batch_size = batch_size
-        self.batches = 0
+        self.work = Work()
         self._reset()
 
     def _reset(self) -> None:
         self._batch: list[tuple[bytes, Example]] = []
         self._read = 0
-        self._reasons: collections.Counter[str] = collections.Counter()
+        self._skipped = ReadCounts()
 
     def add(self, serialized: bytes) -> None:
         """Takes one record; runs a batch when it is full."""
         try:
             self._batch.append((serialized, self._decoder.decode(serialized)))
         except DataError as error:
-            self._reasons[str(error)] += 1
+            self._skip(error, "not_preprocessed")
             return
         if len(self._batch) == self._batch_size:
             self._run()
@@ -126,24 +173,30 @@ class BatchReader:
     def finish(self) -> ReadCounts:
         """Runs what is left in the last batch; returns the counts since the last ``finish`` and starts anew."""
         self._run()
-        counts = ReadCounts(self._read, sum(self._reasons.values()), self._reasons)
+        counts = ReadCounts(self._read).merge(self._skipped)
         self._reset()
         return counts
+
+    def _skip(self, error: DataError, reason: str) -> None:
+        reason = error.reason or reason
+        self._skipped = self._skipped.merge(ReadCounts(0, 1, {reason: 1}, {reason: str(error)}))
 
     def _run(self) -> None:
         batch, self._batch = self._batch, []
         if not batch:
             return
+        started = time.perf_counter_ns()
         try:
             self._consume([example for _, example in batch])
-            self.batches += 1
+            spent = (time.perf_counter_ns() - started) // 1000
+            self.work = self.work.merge(Work(1, spent))
             self._read += len(batch)
             if self._on_read is not None:
                 for record, example in batch:
                     self._on_read(record, example)
         except DataError as error:
             if len(batch) == 1:
-                self._reasons[str(error)] += 1
+                self._skip(error, "refused_by_graph")
                 return
             for pair in batch:
                 self._batch = [pair]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from quantizer_core.calibration.observer import Observer
+from quantizer_core.batch_memory import batch_size_within
+from quantizer_core.calibration.observer import SAMPLE_SIZE, Observer
 from quantizer_core.calibration.statistics import CalibrationStatistics, check_finite
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.preprocessing.decoder import ExampleDecoder
-from quantizer_core.reads import BatchReader, ReadCounts, read_all
+from quantizer_core.reads import BatchReader, ReadCounts, Work, read_all
 from quantizer_core.sample import KEPT_RECORDS, Hashed, SmallestHashes, digest_of
 from quantizer_core.types import PreparedGraph
 
@@ -24,11 +25,13 @@ class CalibrationRun:
       statistics: of the watched tensors.
       reads: how many examples were used, and how many not and why.
       hashed: the ``KEPT_RECORDS`` examples of the smallest hashes, with these, sorted.
+      work: what it took; no part of the result.
     """
 
     statistics: CalibrationStatistics = dataclasses.field(default_factory=CalibrationStatistics)
     reads: ReadCounts = dataclasses.field(default_factory=ReadCounts)
     hashed: tuple[Hashed, ...] = ()
+    work: Work = dataclasses.field(default_factory=Work, compare=False)
 
     @property
     def sample(self) -> tuple[bytes, ...]:
@@ -38,7 +41,12 @@ class CalibrationRun:
     def merge(self, other: CalibrationRun) -> CalibrationRun:
         """Returns the run over both sets of examples: exact, associative and commutative."""
         kept = SmallestHashes(KEPT_RECORDS, [*self.hashed, *other.hashed]).chosen()
-        return CalibrationRun(self.statistics.merge(other.statistics), self.reads.merge(other.reads), tuple(kept))
+        return CalibrationRun(
+            self.statistics.merge(other.statistics),
+            self.reads.merge(other.reads),
+            tuple(kept),
+            self.work.merge(other.work),
+        )
 
 
 def calibrate(
@@ -62,7 +70,7 @@ def calibrate(
       ConfigError: if the preprocessing does not fit the graph's inputs.
     """
     decoder = ExampleDecoder(config, prepared.inputs)
-    with Observer(prepared, config.batch_size) as observer:
+    with Observer(prepared, batch_size(prepared, config)) as observer:
         kept = SmallestHashes(KEPT_RECORDS)
         reader = BatchReader(
             decoder,
@@ -71,7 +79,13 @@ def calibrate(
             lambda record, example: kept.add(record, digest_of(example.feeds)),
         )
         reads = read_all(reader, examples, on_example)
-        return checked(CalibrationRun(observer.take(), reads, tuple(kept.chosen())), config)
+        return checked(CalibrationRun(observer.take(), reads, tuple(kept.chosen()), reader.work), config)
+
+
+def batch_size(prepared: PreparedGraph, config: QuantizationConfig) -> int:
+    """Returns how many examples a step of calibration takes, should the graph leave it free."""
+    samples = 2 * 4 * SAMPLE_SIZE * len(prepared.observed)  # of every watched tensor: by itself, and joined to leave
+    return batch_size_within(prepared.graph_def, prepared.inputs, prepared.outputs, config, samples)
 
 
 def checked(run: CalibrationRun, config: QuantizationConfig) -> CalibrationRun:
@@ -80,6 +94,6 @@ def checked(run: CalibrationRun, config: QuantizationConfig) -> CalibrationRun:
     Raises:
       DataError: see ``calibrate``.
     """
-    run.reads.check(config.max_bad_fraction, "calibration")
+    run.reads.check(config.max_bad_fraction, "calibration", run.work.records)
     check_finite(run.statistics)
     return run

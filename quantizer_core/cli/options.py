@@ -136,6 +136,9 @@ def quantization_options(function: _Function) -> _Function:
             help="Choose weights and biases on N calibration examples; 0: without. [default: 32]",
         ),
         click.option("--batch_size", type=int, help="Examples a step. [default: 16, or what the graph fixes]"),
+        click.option(
+            "--max_batch_bytes", type=int, help="Fewer, where a step would take more memory. [default: 1 GiB]"
+        ),
         click.option("--config", metavar="FILE.json", help="A QuantizationConfig; options given here go before it."),
     ]
     return _apply(options, function)

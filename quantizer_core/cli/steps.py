@@ -37,6 +37,7 @@ _CONFIG_FIELDS = {
     "rounding": "rounding",
     "refine_examples": "refine_examples",
     "batch_size": "batch_size",
+    "max_batch_bytes": "max_batch_bytes",
 }
 
 
@@ -76,6 +77,7 @@ class CalibrationRequest:
     rounding: str | None = None
     refine_examples: int | None = None
     batch_size: int | None = None
+    max_batch_bytes: int | None = None
     config: str | None = None
 
     def check_data(self, compared: bool) -> None:

@@ -136,7 +136,8 @@ def _classes(fp32: np.ndarray, int8: np.ndarray, label: int | None) -> dict[str,
         return fields
     if not 0 <= label < len(fp32):
         raise DataError(
-            f"label {label} is no index of the graph's output of {len(fp32)} classes; check label_key and label_offset"
+            f"label {label} is no index of the graph's output of {len(fp32)} classes; check label_key and label_offset",
+            reason="label_out_of_range",
         )
     ranks = [_rank(scores, label) if ok else len(fp32) for scores, ok in zip((fp32, int8), finite, strict=True)]
     right, right_int8 = (rank == 0 for rank in ranks)

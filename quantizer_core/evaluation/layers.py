@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
+from quantizer_core.batch_memory import batch_size_within
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
@@ -139,7 +140,8 @@ def compare_layers(
     """
     unlabelled = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=""))
     decoder = ExampleDecoder(unlabelled, prepared.inputs)
-    with LayerComparer(prepared, graph_def, plan, config.batch_size) as comparer:
+    batch_size = batch_size_within(prepared.graph_def, prepared.inputs, prepared.outputs, config)
+    with LayerComparer(prepared, graph_def, plan, batch_size) as comparer:
         reads = read_all(BatchReader(decoder, comparer.add, comparer.batch_size), examples, on_example)
         reads.check(config.max_bad_fraction, "the comparison of layers")
         return dataclasses.replace(comparer.report(), reads=reads)

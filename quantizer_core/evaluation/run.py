@@ -10,11 +10,12 @@ from types import TracebackType
 import numpy as np
 from tensorflow.core.framework import graph_pb2
 
+from quantizer_core.batch_memory import batch_size_within
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import GraphError
 from quantizer_core.evaluation.counts import EvaluationCounts, compare
 from quantizer_core.preprocessing.decoder import ExampleDecoder
-from quantizer_core.reads import BatchReader, Example, ReadCounts, read_all
+from quantizer_core.reads import BatchReader, Example, ReadCounts, Work, read_all
 from quantizer_core.runtime import GraphSession, batch_size_for, stack_batch
 from quantizer_core.types import TensorSpec
 
@@ -26,14 +27,18 @@ class EvaluationRun:
     Attributes:
       counts: the comparison of the two graphs.
       reads: how many examples were used, and how many not and why.
+      work: what it took; no part of the result.
     """
 
     counts: EvaluationCounts = dataclasses.field(default_factory=EvaluationCounts)
     reads: ReadCounts = dataclasses.field(default_factory=ReadCounts)
+    work: Work = dataclasses.field(default_factory=Work, compare=False)
 
     def merge(self, other: EvaluationRun) -> EvaluationRun:
         """Returns the run over both sets of examples: exact, associative and commutative."""
-        return EvaluationRun(self.counts.merge(other.counts), self.reads.merge(other.reads))
+        return EvaluationRun(
+            self.counts.merge(other.counts), self.reads.merge(other.reads), self.work.merge(other.work)
+        )
 
 
 class Comparer:
@@ -140,9 +145,11 @@ def evaluate(
       GraphError: if a graph cannot be run.
     """
     decoder = ExampleDecoder(config, inputs)
-    with Comparer(fp32_graph, int8_graph, inputs, outputs, config.batch_size) as comparer:
-        reads = read_all(BatchReader(decoder, comparer.add, comparer.batch_size), examples, on_example)
-        return checked(EvaluationRun(comparer.take(), reads), config)
+    batch_size = batch_size_within(fp32_graph, inputs, outputs, config)
+    with Comparer(fp32_graph, int8_graph, inputs, outputs, batch_size) as comparer:
+        reader = BatchReader(decoder, comparer.add, comparer.batch_size)
+        reads = read_all(reader, examples, on_example)
+        return checked(EvaluationRun(comparer.take(), reads, reader.work), config)
 
 
 def checked(run: EvaluationRun, config: QuantizationConfig) -> EvaluationRun:
@@ -151,5 +158,5 @@ def checked(run: EvaluationRun, config: QuantizationConfig) -> EvaluationRun:
     Raises:
       DataError: if there were no examples, or too many were bad.
     """
-    run.reads.check(config.max_bad_fraction, "evaluation")
+    run.reads.check(config.max_bad_fraction, "evaluation", run.work.records)
     return run

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
-from quantizer_core.errors import DataError
 from quantizer_core.preprocessing.diagnosis import diagnose
 from quantizer_core.preprocessing.preprocessor import Preprocessor, make_preprocessor
 from quantizer_core.types import TensorSpec
@@ -68,8 +67,7 @@ class ExampleDecoder:
         try:
             values = self._run(serialized)
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            reason = getattr(error, "message", str(error))
-            raise DataError(diagnose(serialized, self._preprocessor, reason)) from None
+            raise diagnose(serialized, self._preprocessor, getattr(error, "message", str(error))) from None
         # The label, where there is one, comes last.
         feeds = {spec.name: _array(value) for spec, value in zip(self._preprocessor.inputs, values, strict=False)}
         label = int(values[-1]) if len(values) > len(feeds) else None

@@ -34,7 +34,8 @@ def test_bad_records_are_counted_by_reason_and_leave_the_rest_as_it_was() -> Non
     seen: list[int] = []
     run = calibrate(prepared_classifier(), broken, lenient(0.5), seen.append)
     assert (run.reads.read, run.reads.skipped, sum(run.reads.reasons.values())) == (10, 2, 2)
-    assert any("'x'" in reason for reason in run.reads.reasons)
+    assert run.reads.reasons == {"damaged_record": 1, "missing_feature": 1}
+    assert "'x'" in run.reads.messages["missing_feature"]
     assert seen == list(range(1, 13))
     assert run.statistics.to_bytes() == calibrate(prepared_classifier(), examples, CONFIG).statistics.to_bytes()
 
@@ -61,7 +62,17 @@ def test_values_that_are_no_numbers_name_the_tensor(value: float) -> None:
 
 
 def test_read_counts_merge_and_round_trip() -> None:
-    one, two = ReadCounts(3, 2, {"b": 1, "a": 1}), ReadCounts(1, 1, {"b": 1})
-    assert one.merge(two) == two.merge(one) == ReadCounts(4, 3, {"a": 1, "b": 2})
+    one, two = ReadCounts(3, 2, {"b": 1, "a": 1}, {"b": "y", "a": "z"}), ReadCounts(1, 1, {"b": 1}, {"b": "x"})
+    assert one.merge(two) == two.merge(one) == ReadCounts(4, 3, {"a": 1, "b": 2}, {"a": "z", "b": "x"})
     assert one.merge(ReadCounts()) == one
     assert ReadCounts.from_bytes(one.to_bytes()) == one
+
+
+def test_many_bad_records_are_kept_account_of_in_little_memory() -> None:
+    """Each says another length; one text of each kind is kept, the same whatever the order."""
+    broken = [bytes([255]) * (index + 1) for index in range(50)]
+    counts = [
+        calibrate(prepared_classifier(), [*records(60), *part], lenient(0.5)).reads for part in (broken, broken[::-1])
+    ]
+    assert counts[0] == counts[1] and counts[0].reasons == {"damaged_record": 50}
+    assert counts[0].messages == {"damaged_record": "a record of 1 bytes is no serialized tf.Example"}

@@ -82,7 +82,8 @@ def test_bad_records_and_labels_are_counted() -> None:
     assert 0 < outside < 8
     run = evaluate(classifier(), classifier(), INPUTS, OUTPUTS, examples, offset)
     assert (run.reads.skipped, run.counts.examples) == (2 + outside, 18 - outside)
-    assert any("label 7 is no index" in reason for reason in run.reads.reasons)
+    assert run.reads.reasons == {"wrong_shape": 2, "label_out_of_range": outside}
+    assert "label 7 is no index" in run.reads.messages["label_out_of_range"]
 
 
 def test_no_examples_or_too_many_bad_ones_fail() -> None:
