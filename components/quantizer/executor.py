@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -18,19 +19,22 @@ from tfx.utils import path_utils
 
 from components.artifacts import EVALUATION_FILE, graph_path, read_meta, write_text
 from components.outputs import describe, fresh_outputs
-from components.quantizer.beam_io import ReadSplit, WriteOne, read_one, split_patterns
+from components.quantizer.beam_io import split_patterns
 from components.quantizer.parameters import Parameters
-from quantizer_core.beam import Calibrate, Evaluate, SampleExamples
+from quantizer_core.beam import Calibrate, Evaluate, ReadRecords, SampleExamples, WriteOne, read_one
 from quantizer_core.calibration.run import CalibrationRun
+from quantizer_core.calibration.run import checked as checked_calibration
 from quantizer_core.calibration.saved import CALIBRATION_FILE, SavedCalibration, load_calibration, save_calibration
 from quantizer_core.evaluation.judge import EvaluationResult, judge
 from quantizer_core.evaluation.run import EvaluationRun
+from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import load_graph, save_graph
 from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.prepare import prepare, save_prepared
 from quantizer_core.quantize import convert
+from quantizer_core.reads import ReadCounts
 from quantizer_core.runtime import check_machine
 from quantizer_core.types import PreparedGraph
 
@@ -45,6 +49,8 @@ CALIBRATION_RANGES = "calibration_ranges"
 #: Files of the quantized model, beside its SavedModel.
 QUANTIZED_GRAPH_FILE = "quantized_graph.pb"
 PLAN_FILE = "plan.json"
+#: The file of the evaluation with what the workers counted: batches and seconds differ from run to run.
+COUNTERS_FILE = "counters.json"
 
 _WORK_DIRECTORY = "work"
 
@@ -128,8 +134,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
         write_text(os.path.join(model.uri, PLAN_FILE), conversion.plan.to_json())
         write_text(os.path.join(evaluation.uri, EVALUATION_FILE), result.to_json())
+        counters = {**_counters("calibration", calibration), **_counters("evaluation", compared)}
+        write_text(os.path.join(evaluation.uri, COUNTERS_FILE), json.dumps(counters, indent=2, sort_keys=True) + "\n")
         tf.io.gfile.rmtree(work)
-        describe(evaluation, _properties(result))
+        describe(evaluation, {**_properties(result), **counters})
         describe(model, {**{key: facts[key] for key in _MODEL_FACTS}, **_machine_facts(conversion.plan)})
         describe(ranges, _ranges_facts(saved, reused=known is not None))
         _bless(outputs[BLESSING], result, model.uri, frozen_uri)
@@ -141,9 +149,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         directory, path = os.path.join(work, "prepared"), os.path.join(work, "calibration")
         save_prepared(prepared, directory)
         with self._make_beam_pipeline() as pipeline:
-            examples = _read(pipeline, patterns, parameters.num_calibration_examples)
+            examples = _examples(pipeline, patterns, parameters.num_calibration_examples)
             _ = examples | "Calibrate" >> Calibrate(directory, parameters.config) | "Save" >> WriteOne(path)
-        return SavedCalibration.of(read_one(path), prepared, parameters.config, parameters.calibration_split)
+        run = checked_calibration(read_one(path), parameters.config)
+        _warn_of_skipped("calibration", run.reads)
+        return SavedCalibration.of(run, prepared, parameters.config, parameters.calibration_split)
 
     def _evaluate(
         self,
@@ -156,15 +166,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     ) -> EvaluationRun:
         path = os.path.join(work, "evaluation")
         with self._make_beam_pipeline() as pipeline:
-            examples = _read(pipeline, patterns, parameters.num_evaluation_examples)
+            examples = _examples(pipeline, patterns, parameters.num_evaluation_examples)
             evaluate = Evaluate(fp32_path, int8_path, prepared.inputs, prepared.outputs, parameters.config)
             _ = examples | "Evaluate" >> evaluate | "Save" >> WriteOne(path)
-        run: EvaluationRun = read_one(path)
+        run = checked_evaluation(read_one(path), parameters.config)
+        _warn_of_skipped("evaluation", run.reads)
         return run
 
 
-def _read(pipeline: beam.Pipeline, patterns: Sequence[str], count: int) -> beam.PCollection[bytes]:
-    return pipeline | "Read" >> ReadSplit(patterns) | "Sample" >> SampleExamples(count)
+def _examples(pipeline: beam.Pipeline, patterns: Sequence[str], count: int) -> beam.PCollection[bytes]:
+    return pipeline | "Read" >> ReadRecords(patterns) | "Sample" >> SampleExamples(count)
 
 
 #: The facts that ML Metadata keeps about the quantized model itself, whatever the verdict on it.
@@ -186,11 +197,31 @@ def _facts(
         "candidate_nodes": plan.candidates,
         "core_version": parameters.core_version,
         "calibration_split": parameters.calibration_split,
-        "calibration_examples": calibration.reads.read,
-        "calibration_skipped": calibration.reads.skipped,
+        **_read("calibration", calibration.reads),
         "evaluation_split": parameters.evaluation_split,
-        "evaluation_examples": evaluation.reads.read,
-        "evaluation_skipped": evaluation.reads.skipped,
+        **_read("evaluation", evaluation.reads),
+    }
+
+
+def _read(stage: str, reads: ReadCounts) -> dict[str, int]:
+    """Returns how many examples a stage used and skipped, and skipped for each kind of fault."""
+    reasons = {f"{stage}_skipped_{reason}": count for reason, count in reads.reasons.items()}
+    return {f"{stage}_examples": reads.read, f"{stage}_skipped": reads.skipped, **reasons}
+
+
+def _warn_of_skipped(stage: str, reads: ReadCounts) -> None:
+    for reason, count in reads.reasons.items():
+        _logger.warning(
+            "%s: %d of %d examples skipped, for example: %s", stage, count, reads.total, reads.messages[reason]
+        )
+
+
+def _counters(stage: str, run: CalibrationRun | EvaluationRun) -> dict[str, int | float]:
+    """Returns what the workers of a stage counted: the examples, and what they took."""
+    return {
+        **_read(stage, run.reads),
+        f"{stage}_batches": run.work.batches,
+        f"{stage}_inference_seconds": run.work.microseconds / 1e6,
     }
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
-from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 
-from quantizer_core.beam import Calibrate, Evaluate, SampleExamples
-from quantizer_core.calibration.run import calibrate
-from quantizer_core.data import write_tfrecords
+from quantizer_core.beam import Calibrate, Evaluate, SampleExamples, WriteOne, read_one, runs
+from quantizer_core.calibration.run import CalibrationRun, calibrate
+from quantizer_core.calibration.run import checked as checked_calibration
 from quantizer_core.errors import DataError
 from quantizer_core.evaluation import evaluate
+from quantizer_core.evaluation.run import EvaluationRun
+from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.graph.files import save_graph
 from quantizer_core.prepare import save_prepared
+from quantizer_core.reads import Work
+from tests.helpers.beam_runs import direct, run
 from tests.helpers.classifier import CONFIG, INPUTS, OUTPUTS, classifier, prepared_classifier, records
 
 LENIENT = dataclasses.replace(CONFIG, max_bad_fraction=0.5)
@@ -28,12 +29,6 @@ MODES = [
     pytest.param(2, "multi_threading", id="two-threads"),
     pytest.param(2, "multi_processing", id="two-processes", marks=pytest.mark.slow),
 ]
-
-
-def options(workers: int = 1, mode: str = "in_memory") -> PipelineOptions:
-    return PipelineOptions(
-        ["--runner=DirectRunner", f"--direct_num_workers={workers}", f"--direct_running_mode={mode}"]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -52,44 +47,27 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return paths
 
 
-def write_one(element: object, path: str) -> None:
-    with open(path, "xb") as file:  # "x": a second element would be an error
-        pickle.dump(element, file)
-
-
-def run(
-    examples: list[bytes], transform: beam.PTransform, folder: Path, pipeline_options: PipelineOptions
-) -> tuple[object, dict[str, int]]:
-    """Returns the one element that the transform gives for examples read from sharded files, and the counters."""
-    number = len(list(folder.iterdir()))
-    paths = write_tfrecords(examples, str(folder / f"in{number}"), shards=3) if examples else []
-    out = str(folder / f"out{number}")
-    pipeline = beam.Pipeline(options=pipeline_options)
-    _ = (
-        pipeline
-        | beam.Create([str(path) for path in paths], reshuffle=False)
-        | beam.io.ReadAllFromTFRecord()
-        | beam.Reshuffle()
-        | transform
-        | beam.Map(write_one, out)
-    )
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = result.metrics().query(MetricsFilter().with_namespace("quantizer"))["counters"]
-    counters = {metric.key.metric.name: metric.committed for metric in found}
-    with open(out, "rb") as file:
-        return pickle.load(file), counters
-
-
 @pytest.mark.parametrize(("workers", "mode"), MODES)
 def test_calibration_is_that_of_one_process(tmp_path: Path, prepared_dir: str, workers: int, mode: str) -> None:
     examples = records(45, bad=3)
     expected = calibrate(prepared_classifier(), examples, LENIENT)
-    found, counters = run(examples[::-1], Calibrate(prepared_dir, LENIENT), tmp_path, options(workers, mode))
+    found, counters = run(examples[::-1], Calibrate(prepared_dir, LENIENT), tmp_path, direct(workers, mode))
     assert found.statistics.to_bytes() == expected.statistics.to_bytes()
-    assert found.reads == expected.reads
-    assert (counters["examples_read"], counters["examples_skipped"]) == (42, 3)
-    assert counters["batches"] >= 11
+    assert found == expected
+    assert found.reads.reasons == {"wrong_shape": 3}
+    check_counters(found.work, counters)
+
+
+def check_counters(work: Work, counters: dict[str, int]) -> None:
+    """What 45 records, of which 3 hold too few values, are counted as: in the result as in the runner's counters."""
+    assert work.records == 45 and work.batches >= 11 and work.microseconds > 0
+    assert counters == {
+        "examples_read": 42,
+        "examples_skipped": 3,
+        "examples_skipped_wrong_shape": 3,
+        "batches": work.batches,
+        "inference_microseconds": work.microseconds,
+    }
 
 
 @pytest.mark.parametrize(("workers", "mode"), MODES)
@@ -98,31 +76,77 @@ def test_evaluation_is_that_of_one_process(tmp_path: Path, graphs: tuple[str, st
     expected = evaluate(classifier(), classifier(0.5), INPUTS, OUTPUTS, examples, LENIENT)
     assert 0 < expected.counts.agreement < 42
     transform = Evaluate(*graphs, INPUTS, OUTPUTS, LENIENT)
-    found, counters = run(examples[::-1], transform, tmp_path, options(workers, mode))
+    found, counters = run(examples[::-1], transform, tmp_path, direct(workers, mode))
     assert found == expected
-    assert counters["examples_skipped"] == 3
+    check_counters(found.work, counters)
 
 
-def test_an_empty_input_fails_by_name(prepared_dir: str, graphs: tuple[str, str]) -> None:
-    for transform, words in (
-        (Calibrate(prepared_dir, CONFIG), "no examples for calibration"),
-        (Evaluate(*graphs, INPUTS, OUTPUTS, CONFIG), "no examples for evaluation"),
-    ):
-        with pytest.raises(DataError, match=words), beam.Pipeline(options=options()) as pipeline:
-            _ = pipeline | beam.Create([]) | transform
+def test_an_empty_input_and_bad_records_fail_where_the_pipeline_was_started(
+    tmp_path: Path, prepared_dir: str, graphs: tuple[str, str]
+) -> None:
+    calibration, evaluation = Calibrate(prepared_dir, CONFIG), Evaluate(*graphs, INPUTS, OUTPUTS, CONFIG)
+    for examples, message in (([], "there are no examples for"), (records(10, bad=3), "3 of 10 examples for")):
+        found, _ = run(examples, calibration, tmp_path, direct())
+        with pytest.raises(DataError, match=f"{message} calibration"):
+            checked_calibration(found, CONFIG)
+        found, _ = run(examples, evaluation, tmp_path, direct())
+        with pytest.raises(DataError, match=f"{message} evaluation"):
+            checked_evaluation(found, CONFIG)
 
 
-def test_too_many_bad_records_fail_the_run(prepared_dir: str) -> None:
-    with (
-        pytest.raises(DataError, match="3 of 10 examples for calibration"),
-        beam.Pipeline(options=options()) as pipeline,
-    ):
-        _ = pipeline | beam.Create(records(10, bad=3)) | Calibrate(prepared_dir, CONFIG)
+def test_lost_and_repeated_records_fail_the_run(
+    tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that drops or repeats records behind the point where they are counted, and says that all went well."""
+    for kept, through in ((slice(0, 7), 7), (slice(0, 10), 20)):
+        again = 2 if through > 10 else 1
+        spoiled = beam.CombineGlobally(beam.combiners.ToListCombineFn()) | beam.FlatMap(
+            lambda found, kept=kept, again=again: sorted(found)[kept] * again
+        )
+        monkeypatch.setattr(runs.beam, "Reshuffle", lambda spoiled=spoiled: spoiled)
+        with beam.Pipeline() as pipeline:
+            out = str(tmp_path / str(through))
+            _ = pipeline | beam.Create(records(10)) | Calibrate(prepared_dir, CONFIG) | WriteOne(out)
+        monkeypatch.undo()
+        found = read_one(out)
+        assert found.reads.read == through
+        with pytest.raises(DataError, match=f"of 10 examples for calibration, {through} came through"):
+            checked_calibration(found, CONFIG)
+
+
+def test_a_worker_loads_the_graph_once_for_all_its_threads(
+    tmp_path: Path, prepared_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    load = runs.load_prepared
+    monkeypatch.setattr(runs, "load_prepared", lambda directory: loads.append(directory) or load(directory))
+    run(records(40), Calibrate(prepared_dir, CONFIG), tmp_path, direct(3, "multi_threading"))
+    assert loads == [prepared_dir]
+
+
+def test_graphs_are_read_from_any_path_that_tensorflow_knows(tmp_path: Path) -> None:
+    """``ram://`` is no local file system: a path that were opened as a local file would not be found."""
+    save_prepared(prepared_classifier(), "ram://beam/prepared")
+    for name, noise in (("fp32", 0.0), ("int8", 0.5)):
+        save_graph(classifier(noise), f"ram://beam/{name}.pb", overwrite=True)
+    examples = records(9)
+    found, _ = run(examples, Calibrate("ram://beam/prepared", CONFIG), tmp_path, direct())
+    assert found == calibrate(prepared_classifier(), examples, CONFIG)
+    transform = Evaluate("ram://beam/fp32.pb", "ram://beam/int8.pb", INPUTS, OUTPUTS, CONFIG)
+    found, _ = run(examples, transform, tmp_path, direct())
+    assert found == evaluate(classifier(), classifier(0.5), INPUTS, OUTPUTS, examples, CONFIG)
+
+
+def test_what_a_run_took_is_no_part_of_its_result() -> None:
+    for kind in (CalibrationRun, EvaluationRun):
+        one, two = kind(work=Work(1, 7, 3)), kind(work=Work(2, 5))
+        assert one == two
+        assert one.merge(two).work == two.merge(one).work == Work(3, 12, 3)
 
 
 def test_windowed_input_gives_one_element(prepared_dir: str) -> None:
     expected = calibrate(prepared_classifier(), records(9), CONFIG)
-    with beam.Pipeline(options=options()) as pipeline:
+    with beam.Pipeline() as pipeline:
         found = (
             pipeline
             | beam.Create(list(enumerate(records(9))))
@@ -139,7 +163,7 @@ def test_a_sample_depends_on_the_records_alone(count: int) -> None:
     examples = [f"record {i}".encode() for i in range(38)] + [b"twin", b"twin"]
     smallest = sorted(examples, key=lambda record: hashlib.sha256(record).digest())[: count or 40]
     for order in (examples, examples[::-1]):
-        with beam.Pipeline(options=options()) as pipeline:
+        with beam.Pipeline() as pipeline:
             assert_that(pipeline | beam.Create(order) | SampleExamples(count), equal_to(smallest))
 
 

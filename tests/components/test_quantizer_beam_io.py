@@ -1,4 +1,4 @@
-"""Splits are found or refused with a clear reason; what goes through Beam comes out once and whole."""
+"""Splits are found or refused with a clear reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 
-from components.quantizer.beam_io import ReadSplit, WriteOne, read_one, split_patterns
+from components.quantizer.beam_io import split_patterns
+from quantizer_core.beam import ReadRecords
 from quantizer_core.errors import DataError
 from tests.helpers.tfx_artifacts import examples
 
@@ -21,7 +22,7 @@ def test_all_examples_of_all_artifacts_are_read(tmp_path: Path) -> None:
     second = examples(tmp_path / "2", {"train": [b"d"], "eval": [b"no"]})
     patterns = split_patterns([first, second], "train")
     with beam.Pipeline() as pipeline:
-        assert_that(pipeline | ReadSplit(patterns), equal_to([b"a", b"b", b"c", b"d"]))
+        assert_that(pipeline | ReadRecords(patterns), equal_to([b"a", b"b", b"c", b"d"]))
 
 
 def test_uncompressed_files_and_split_patterns_are_read(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_uncompressed_files_and_split_patterns_are_read(tmp_path: Path) -> None:
         writer.write(b"a")
     artifact.set_string_custom_property(*examples_utils.get_custom_split_patterns_key_and_property({"train": "mine*"}))
     with beam.Pipeline() as pipeline:
-        assert_that(pipeline | ReadSplit(split_patterns([artifact], "train")), equal_to([b"a"]))
+        assert_that(pipeline | ReadRecords(split_patterns([artifact], "train")), equal_to([b"a"]))
 
 
 def test_missing_split_names_the_known_ones(tmp_path: Path) -> None:
@@ -52,17 +53,3 @@ def test_other_payloads_and_files_are_refused(tmp_path: Path) -> None:
     examples_utils.set_file_format(parquet, "FILE_FORMAT_PARQUET")
     with pytest.raises(DataError, match="only TFRecords can be read"):
         split_patterns([parquet], "train")
-
-
-def test_one_element_is_written_whole_and_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "one")
-    for value in ("old", {"new": 1}):
-        with beam.Pipeline() as pipeline:
-            _ = pipeline | beam.Create([value]) | WriteOne(path)
-    assert read_one(path) == {"new": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["one"]
-
-
-def test_lost_element_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="without writing calibration"):
-        read_one(str(tmp_path / "calibration"))

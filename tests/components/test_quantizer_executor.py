@@ -17,14 +17,22 @@ from tfx import v1 as tfx
 from tfx.components.pusher.executor import Executor as PusherExecutor
 from tfx.types import Artifact, Channel, standard_artifacts
 
-from components.artifacts import CalibrationRanges, FrozenGraph, QuantizationEvaluation
+from components.artifacts import (
+    CalibrationRanges,
+    FrozenGraph,
+    GraphMeta,
+    QuantizationEvaluation,
+    graph_path,
+    write_meta,
+)
+from components.quantizer import executor
 from components.quantizer.component import Quantizer
 from components.quantizer.executor import Executor
 from pipelines.serve_back import classify
 from quantizer_core.calibration.saved import CALIBRATION_FILE, SavedCalibration, load_calibration, save_calibration
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
 from quantizer_core.errors import ConfigError, DataError, GraphError
-from quantizer_core.graph.files import load_graph
+from quantizer_core.graph.files import load_graph, save_graph
 from quantizer_core.graph.summarize import input_specs
 from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import QuantizationPlan
@@ -70,6 +78,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> standa
         "no_image": [tensor_example(1, picture=image) for image in images[:8]],
         "short_image": [tensor_example(1, image=image[:7]) for image in images[:8]],
         "not_finite": [tensor_example(1, image=np.full(64, np.nan)) for _ in range(8)],
+        "mixed": [*good[:30], tensor_example(1, image=images[0][:7]), b"\xff"],
         "no_files": [],
     }
     artifact = examples(tmp_path_factory.mktemp("examples") / "data", splits)
@@ -81,7 +90,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> standa
 
 
 def _quantize(
-    frozen: FrozenGraph, data: Artifact, root: Path, ranges: Artifact | None = None, **parameters: Any
+    frozen: FrozenGraph, data: Artifact, root: Path | str, ranges: Artifact | None = None, **parameters: Any
 ) -> dict[str, Artifact]:
     component = Quantizer(
         frozen_graph=Channel(type=FrozenGraph),
@@ -95,7 +104,7 @@ def _quantize(
         "calibration_ranges": CalibrationRanges(),
     }
     for key, artifact in outputs.items():
-        artifact.uri = str(root / key)
+        artifact.uri = f"{root}/{key}"
     known = {} if ranges is None else {"known_ranges": [ranges]}
     Executor().Do(
         {"frozen_graph": [frozen], "examples": [data], **known},
@@ -184,13 +193,39 @@ def test_running_again_gives_the_same_bytes_over_whatever_was_left(
     (good_root / "evaluation" / "work").mkdir()
     again = _quantize(frozen, data, good_root)
     after = {key: _files(artifact.uri) for key, artifact in again.items()}
-    assert sorted(after["evaluation"]) == ["evaluation.json"]
+    assert sorted(after["evaluation"]) == ["counters.json", "evaluation.json"]
     # SavedModels carry a fingerprint of their own making.
     for key, files in after.items():
         for name in files:
-            if "Format-Serving" not in name:
+            if "Format-Serving" not in name and name != "counters.json":  # it holds the seconds that it took
                 assert files[name] == before[key][name], f"{key}/{name}"
         assert files.keys() == before[key].keys()
+
+
+def test_no_path_of_an_artifact_is_taken_for_a_local_one(
+    good: dict[str, Artifact], data: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``ram://`` is a file system that TensorFlow alone knows; what lands there came by the artifacts' URIs.
+
+    The SavedModel is left out: unlike an object store, ``ram://`` renames a folder without what is in it.
+    """
+    exported = []
+    monkeypatch.setattr(executor, "export_saved_model", lambda *arguments: exported.append(arguments[-1]))
+    frozen = FrozenGraph()
+    frozen.uri = "ram://executor/frozen"
+    tf.io.gfile.makedirs(frozen.uri)
+    save_graph(GRAPH, graph_path(frozen.uri))
+    write_meta(frozen.uri, GraphMeta(("images",), ("logits",)))
+    outputs = _quantize(frozen, data, "ram://executor/out")
+    for key, name in (
+        ("evaluation", "calibration.bin"),
+        ("evaluation", "evaluation.json"),
+        ("quantized_model", "plan.json"),
+    ):
+        with tf.io.gfile.GFile(f"{outputs[key].uri}/{name}", "rb") as file:
+            assert file.read() == (Path(good[key].uri) / name).read_bytes(), name
+    assert tf.io.gfile.listdir(outputs["blessing"].uri) == ["BLESSED"]
+    assert exported == [f"{outputs['quantized_model'].uri}/Format-Serving"]
 
 
 def test_good_model_is_pushed(good: dict[str, Artifact], tmp_path: Path) -> None:
@@ -313,6 +348,23 @@ def test_agreement_is_measured_without_labels_on_as_many_examples_as_asked(
     assert evaluation.get_int_custom_property("calibration_examples") == 20
     assert evaluation.get_int_custom_property("evaluation_examples") == 30
     assert evaluation.get_int_custom_property("blessed") == 1
+
+
+def test_what_is_skipped_is_logged_and_counted(
+    frozen: FrozenGraph, data: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(CONFIG, max_bad_fraction=0.1)
+    outputs = _quantize(frozen, data, tmp_path, quantization_config=config, calibration_split="mixed")
+    assert "calibration: 1 of 32 examples skipped, for example: feature 'image' holds 56 floats" in caplog.text
+    assert "calibration: 1 of 32 examples skipped, for example: a record of 1 bytes" in caplog.text
+    counters = json.loads((tmp_path / "evaluation" / "counters.json").read_text())
+    expected = {"calibration_examples": 30, "calibration_skipped": 2, "calibration_skipped_wrong_shape": 1}
+    expected |= {"calibration_skipped_damaged_record": 1, "calibration_batches": 2, "evaluation_batches": 6}
+    expected |= {"evaluation_examples": 96, "evaluation_skipped": 0}
+    seconds = {"calibration_inference_seconds", "evaluation_inference_seconds"}
+    assert {name: value for name, value in counters.items() if name not in seconds} == expected
+    assert outputs["evaluation"].get_int_custom_property("calibration_skipped_wrong_shape") == 1
+    assert outputs["evaluation"].get_float_custom_property("calibration_inference_seconds") > 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -12,18 +13,17 @@ from apache_beam.transforms import window
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
+from quantizer_core.batch_memory import batch_size_within
 from quantizer_core.calibration.observer import Observer
-from quantizer_core.calibration.run import CalibrationRun
-from quantizer_core.calibration.run import checked as checked_calibration
+from quantizer_core.calibration.run import CalibrationRun, batch_size
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.evaluation.run import Comparer, EvaluationRun
-from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.graph.files import load_graph
 from quantizer_core.prepare import load_prepared
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.reads import BatchReader, ReadCounts
 from quantizer_core.runtime import check_machine
-from quantizer_core.sample import KEPT_RECORDS, Hashed, SmallestHashes, digest_of
+from quantizer_core.sample import KEPT_RECORDS, SmallestHashes, digest_of
 from quantizer_core.types import TensorSpec
 
 _NAMESPACE = "quantizer"
@@ -32,11 +32,16 @@ _NAMESPACE = "quantizer"
 class Calibrate(beam.PTransform):
     """PCollection of serialized ``tf.Example``s → one ``CalibrationRun``, the bytes that ``calibrate`` would give.
 
-    The pipeline fails with DataError if the input is empty, too many records cannot be used, or a watched tensor held
-    NaN or infinity. Counters (namespace ``quantizer``): ``examples_read``, ``examples_skipped``, ``batches``.
+    The pipeline does not judge the run: hand it to ``quantizer_core.calibration.run.checked`` where the pipeline was
+    started, so that an empty input or bad examples are the same DataError on every runner, without a worker that tries
+    again. Records are counted before they are spread over the workers, and ``checked`` compares.
+
+    Counters (namespace ``quantizer``): ``examples_read``, ``examples_skipped`` and, for each kind of fault,
+    ``examples_skipped_KIND``; ``batches``; ``inference_microseconds``.
 
     Args:
-      prepared_dir: where ``save_prepared`` wrote the graph; every worker reads it, once.
+      prepared_dir: where ``save_prepared`` wrote the graph, as any path that TensorFlow knows; every worker process
+        reads it, once.
       config: as in ``calibrate``.
     """
 
@@ -46,18 +51,16 @@ class Calibrate(beam.PTransform):
         self._config = config
 
     def expand(self, examples: beam.PCollection[bytes]) -> beam.PCollection[CalibrationRun]:
-        load = functools.partial(_Calibration, self._prepared_dir, self._config)
-        return examples | _Runs(load, CalibrationRun) | "Check" >> beam.Map(checked_calibration, self._config)
+        return examples | _Runs(functools.partial(_Calibration, self._prepared_dir, self._config), CalibrationRun)
 
 
 class Evaluate(beam.PTransform):
     """PCollection of serialized ``tf.Example``s → one ``EvaluationRun``, the one that ``evaluate`` would give.
 
-    The pipeline fails with DataError if the input is empty or too many records cannot be used. Counters as in
-    ``Calibrate``.
+    Counters as in ``Calibrate``; the run is for ``quantizer_core.evaluation.run.checked`` to judge.
 
     Args:
-      fp32_path, int8_path: the two graphs; every worker reads them, once.
+      fp32_path, int8_path: the two graphs, as any paths that TensorFlow knows; every worker process reads them, once.
       inputs, outputs: the inputs and names of the outputs of both.
       config: as in ``evaluate``.
     """
@@ -72,37 +75,9 @@ class Evaluate(beam.PTransform):
     ):
         super().__init__()
         self._arguments = (fp32_path, int8_path, tuple(inputs), tuple(outputs), config)
-        self._config = config
 
     def expand(self, examples: beam.PCollection[bytes]) -> beam.PCollection[EvaluationRun]:
-        load = functools.partial(_Evaluation, *self._arguments)
-        return examples | _Runs(load, EvaluationRun) | "Check" >> beam.Map(checked_evaluation, self._config)
-
-
-class SampleExamples(beam.PTransform):
-    """PCollection of bytes → ``count`` of its records (all, if there are fewer or ``count`` is 0).
-
-    They are those of the smallest SHA-256 hash: a random choice that depends on the records alone, not on their order,
-    the sharding or the runner. One worker holds ``count`` records.
-    """
-
-    def __init__(self, count: int):
-        super().__init__()
-        self._count = count
-
-    def expand(self, records: beam.PCollection[bytes]) -> beam.PCollection[bytes]:
-        if not self._count:
-            return records
-        return (
-            records
-            | "Smallest" >> beam.CombineGlobally(self.combine_fn())
-            | "Records" >> beam.FlatMap(lambda chosen: [record for _, record in chosen])
-            | "Rebalance" >> beam.Reshuffle()
-        )
-
-    def combine_fn(self) -> beam.CombineFn:
-        """Returns what chooses the records: PCollection → one sorted list of (hash, record)."""
-        return _Smallest(self._count)
+        return examples | _Runs(functools.partial(_Evaluation, *self._arguments), EvaluationRun)
 
 
 class _Reading(Protocol):
@@ -121,7 +96,7 @@ class _Calibration:
         check_machine()  # the worker's: it may be another machine than that which makes the pipeline
         prepared = load_prepared(prepared_dir)
         self.decoder = ExampleDecoder(config, prepared.inputs)
-        self.observer = Observer(prepared, config.batch_size)
+        self.observer = Observer(prepared, batch_size(prepared, config))
 
     def reading(self) -> _Reading:
         return _CalibrationReading(self)
@@ -140,7 +115,7 @@ class _CalibrationReading:
         self._kept.add(record, digest_of(example.feeds))
 
     def run(self, reads: ReadCounts) -> CalibrationRun:
-        return CalibrationRun(self._observer.take(), reads, tuple(self._kept.chosen()))
+        return CalibrationRun(self._observer.take(), reads, tuple(self._kept.chosen()), self.reader.work)
 
 
 class _Evaluation:
@@ -156,7 +131,9 @@ class _Evaluation:
     ):
         check_machine()
         self.decoder = ExampleDecoder(config, inputs)
-        self.comparer = Comparer(load_graph(fp32_path), load_graph(int8_path), inputs, outputs, config.batch_size)
+        fp32_graph, int8_graph = load_graph(fp32_path), load_graph(int8_path)
+        size = batch_size_within(fp32_graph, inputs, outputs, config)
+        self.comparer = Comparer(fp32_graph, int8_graph, inputs, outputs, size)
 
     def reading(self) -> _Reading:
         return _EvaluationReading(self)
@@ -168,7 +145,7 @@ class _EvaluationReading:
         self.reader = BatchReader(graphs.decoder, self._comparer.add, self._comparer.batch_size)
 
     def run(self, reads: ReadCounts) -> EvaluationRun:
-        return EvaluationRun(self._comparer.take(), reads)
+        return EvaluationRun(self._comparer.take(), reads, self.reader.work)
 
 
 class _Runs(beam.PTransform):
@@ -180,12 +157,20 @@ class _Runs(beam.PTransform):
         self._empty = empty
 
     def expand(self, records: beam.PCollection[bytes]) -> beam.PCollection[Any]:
+        records = records | "OneWindow" >> beam.WindowInto(window.GlobalWindows())
+        count = records | "Count" >> beam.combiners.Count.Globally()
         return (
             records
-            | "OneWindow" >> beam.WindowInto(window.GlobalWindows())
+            | "Rebalance" >> beam.Reshuffle()
             | "Run" >> beam.ParDo(_RunBundle(self._load))
             | "Merge" >> beam.CombineGlobally(_Merge(self._empty))
+            | "AddCount" >> beam.Map(_with_count, beam.pvalue.AsSingleton(count))
         )
+
+
+def _with_count(run: Any, count: int) -> Any:
+    """Notes in a run how many records there were before they were spread over the workers."""
+    return dataclasses.replace(run, work=dataclasses.replace(run.work, records=count))
 
 
 class _RunBundle(beam.DoFn):
@@ -194,9 +179,6 @@ class _RunBundle(beam.DoFn):
     def __init__(self, load: Callable[[], _Calibration | _Evaluation]):
         self._load = load
         self._shared = Shared()
-        self._counters = {
-            name: Metrics.counter(_NAMESPACE, name) for name in ("examples_read", "examples_skipped", "batches")
-        }
 
     def setup(self) -> None:
         self._graph = self._shared.acquire(self._load)
@@ -204,14 +186,22 @@ class _RunBundle(beam.DoFn):
     def start_bundle(self) -> None:
         self._reading = self._graph.reading()
 
-    def process(self, record: bytes) -> None:
+    def process(self, record: bytes) -> Iterable[Any]:
         self._reading.reader.add(record)
+        return ()  # what the records showed comes at the end of the bundle
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         reads = self._reading.reader.finish()
-        self._counters["examples_read"].inc(reads.read)
-        self._counters["examples_skipped"].inc(reads.skipped)
-        self._counters["batches"].inc(self._reading.reader.batches)
+        work = self._reading.reader.work
+        counted = {
+            "examples_read": reads.read,
+            "examples_skipped": reads.skipped,
+            **{f"examples_skipped_{reason}": number for reason, number in reads.reasons.items()},
+            "batches": work.batches,
+            "inference_microseconds": work.microseconds,
+        }
+        for name, number in counted.items():
+            Metrics.counter(_NAMESPACE, name).inc(number)
         whole = window.GlobalWindow()
         yield WindowedValue(self._reading.run(reads), whole.max_timestamp(), [whole])
 
@@ -233,26 +223,3 @@ class _Merge(beam.CombineFn):
 
     def extract_output(self, accumulator: Any) -> Any:
         return accumulator
-
-
-class _Smallest(beam.CombineFn):
-    """Keeps the records of the smallest hashes, as sorted (hash, record) pairs."""
-
-    def __init__(self, count: int):
-        self._count = count
-
-    def create_accumulator(self) -> SmallestHashes:
-        return SmallestHashes(self._count)
-
-    def add_input(self, kept: SmallestHashes, record: bytes) -> SmallestHashes:
-        kept.add(record)
-        return kept
-
-    def merge_accumulators(self, accumulators: Iterable[SmallestHashes]) -> SmallestHashes:
-        return SmallestHashes(self._count, [pair for kept in accumulators for pair in kept.chosen()])
-
-    def compact(self, kept: SmallestHashes) -> SmallestHashes:
-        return SmallestHashes(self._count, kept.chosen())
-
-    def extract_output(self, kept: SmallestHashes) -> list[Hashed]:
-        return kept.chosen()
