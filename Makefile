@@ -9,6 +9,10 @@ PY := $(VENV)/bin/python
 UV_VERSION := 0.13.9
 UV := .cache/uv/$(UV_VERSION)/bin/uv
 READY := $(VENV)/.ready
+# Beam's portable runner, of the very version of Beam that is pinned.
+PRISM_VERSION := $(shell sed -n 's/^apache-beam==//p' constraints.in)
+PRISM := .cache/prism/$(PRISM_VERSION)/prism
+GO := $(or $(shell command -v go),/usr/local/go/bin/go)
 
 # Patience with slow registries.
 export UV_HTTP_TIMEOUT ?= 300
@@ -18,7 +22,7 @@ DEMO_OUTPUT ?= build/digits
 FROZEN_GRAPH_OUTPUT ?= build/frozen_graph
 PYTEST_ARGS ?=
 
-.PHONY: help setup test test-slow lint format demo frozen-graph-demo benchmark lock clean
+.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo benchmark lock clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +44,13 @@ $(READY): requirements.lock setup.py pyproject.toml | $(UV)
 	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+prism: $(PRISM)  ## Build Prism, Beam's portable runner (needs Go), for the tests and benchmarks that run on it.
+
+$(PRISM): | constraints.in
+	@command -v $(GO) >/dev/null || { echo "Go is not on this machine: Prism cannot be built" >&2; exit 1; }
+	@echo "Building Prism $(PRISM_VERSION) into $(@D)"
+	@GOBIN=$(abspath $(@D)) $(GO) install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION)
 
 test: setup  ## Run the fast tests (PYTEST_ARGS="-k name" to choose).
 	$(PY) -m pytest -q $(PYTEST_ARGS)

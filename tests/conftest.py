@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,20 @@ def shared_data() -> Path:
     if IN_CI or os.environ.get("QUANTIZER_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def prism_endpoint() -> Iterator[str]:
+    """Runs Prism, Beam's portable runner; gives the endpoint of its job service.
+
+    Tests that ask for it are skipped where Go is missing; where it is there, Prism has to be built in CI.
+    """
+    from tests.helpers.prism import prism, why_no_prism
+
+    reason = why_no_prism()
+    if reason and IN_CI and "make prism" in reason:
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    with prism() as endpoint:
+        yield endpoint
