@@ -32,8 +32,9 @@ TRAIN_STEPS = 300
 
 
 class Setting(NamedTuple):
-    """A task on a Beam runner: its name in the tables, and how it is run."""
+    """A task on a Beam runner, and the table that it is for."""
 
+    table: str
     task: str
     runner: str
     examples: int = 0
@@ -45,11 +46,15 @@ RUNNERS = {
     "4 processes": ["--direct_num_workers=4", "--direct_running_mode=multi_processing"],
     "Prism": [],
 }
-CALIBRATION = [Setting("calibrate", runner, count) for runner in RUNNERS for count in (START, MANY)]
-DEMO = [Setting("demo", runner) for runner in ("1 worker", "2 processes", "Prism")]
+CALIBRATION = [Setting("calibration", "calibrate", runner, count) for runner in RUNNERS for count in (START, MANY)]
+DEMO = [Setting("demo", "demo", runner) for runner in ("1 worker", "2 processes", "Prism")]
 MEMORY = [
-    *(Setting(task, "1 worker", count) for task in ("calibrate", "convert", "evaluate") for count in (FEW, MANY)),
-    *(Setting(task, "2 processes", MANY) for task in ("calibrate", "evaluate")),
+    *(
+        Setting("memory", task, "1 worker", count)
+        for task in ("calibrate", "convert", "evaluate")
+        for count in (FEW, MANY)
+    ),
+    *(Setting("memory", task, "2 processes", MANY) for task in ("calibrate", "evaluate")),
 ]
 
 
@@ -191,14 +196,14 @@ TASKS: dict[str, Callable[[Path, Path, str, int], dict[str, float]]] = {
 
 def measure(setting: Setting, folder: Path) -> dict[str, float]:
     """Runs a setting once in a new process; adds the peak memory of it and its children, in MiB."""
-    command = [sys.executable, "-m", "benchmarks.beam", "--data", str(folder), "--task", *map(str, setting)]
+    command = [sys.executable, "-m", "benchmarks.beam", "--data", str(folder), "--task", *map(str, setting[1:])]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(command, stdout=out, stderr=log, text=True, env=environment)
         peak = 0
         while child.poll() is None:
             peak = max(peak, memory_of(child.pid))
-            time.sleep(0.05)
+            time.sleep(0.2)
         out.seek(0)
         log.seek(0)
         if child.returncode:
@@ -249,7 +254,9 @@ def tables(results: Results, busy: str) -> str:
         lines += [f"| calibration of ResNet-20, {MANY:,} images | {' | '.join(columns)} |", "|---|---:|---:|---:|---:|"]
         rates = {}
         for runner in RUNNERS:
-            start, whole = ([r["seconds"] for r in results[Setting("calibrate", runner, n)]] for n in (START, MANY))
+            start, whole = (
+                [r["seconds"] for r in results[Setting("calibration", "calibrate", runner, n)]] for n in (START, MANY)
+            )
             pairs = zip(start, whole, strict=True)
             rates[runner] = [(MANY - START) / max(1e-3, many - few) for few, many in pairs]
             ratio = statistics.median(rates[runner]) / statistics.median(rates["1 worker"])
@@ -283,7 +290,10 @@ def main(
     data: Path | None,
     task: tuple[str, str, str] | None,
 ) -> None:
-    """Time Beam's stages by runner and number of workers, and take their peak memory; writes beam.json."""
+    """Time Beam's stages by runner and number of workers, and take their peak memory.
+
+    Writes beam.json after each kind of measurement; with --only, the others in it stay as they are.
+    """
     if task and data:
         name, runner, examples = task
         with tempfile.TemporaryDirectory() as work:
@@ -292,7 +302,10 @@ def main(
     console = Console()
     shared = Path(os.environ.get("QUANTIZER_SHARED_DATA", "../shared/data"))
     kinds = {"demo": DEMO, "calibration": CALIBRATION, "memory": MEMORY}
-    results: Results = {}
+    path = output / "beam.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    results: Results = {Setting(*(row[name] for name in Setting._fields)): row["runs"] for row in kept}
+    output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         graph = shared / "graphs" / GRAPH
         if not graph.exists():
@@ -300,16 +313,17 @@ def main(
         Path(folder, GRAPH).write_bytes(graph.read_bytes())
         write_records(shared, Path(folder))
         for kind in only or kinds:
+            found: Results = {setting: [] for setting in kinds[kind]}
             for repeat in range(repeats):
-                for setting in kinds[kind]:
+                for setting, runs in found.items():
                     with console.status(f"{setting.task}, {setting.runner}, {setting.examples}: {repeat + 1}"):
-                        results.setdefault(setting, []).append(measure(setting, Path(folder)))
+                        runs.append(measure(setting, Path(folder)))
+            results |= found
+            rows = [{**setting._asdict(), "runs": runs} for setting, runs in results.items()]
+            report = json.dumps({"machine": machine(), "note": note, "rows": rows}, indent=2) + "\n"
+            path.write_text(report, encoding="utf-8")
     table = tables(results, f", {note}" if note else "")
-    console.print(table)
-    output.mkdir(parents=True, exist_ok=True)
-    rows = [{**setting._asdict(), "runs": runs} for setting, runs in results.items()]
-    report = json.dumps({"machine": machine(), "note": note, "rows": rows}, indent=2) + "\n"
-    (output / "beam.json").write_text(report, encoding="utf-8")
+    console.print(table, soft_wrap=True)
     if markdown:
         write_markdown(markdown, table, "beam")
 

@@ -11,6 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from quantizer_core.beam import ReadRecords, WriteOne, files, read_one
 from quantizer_core.data import write_tfrecords
 from quantizer_core.errors import DataError
+from quantizer_core.evaluation.run import EvaluationRun
+from quantizer_core.reads import ReadCounts, Work
 
 
 def write(path: str, *elements: object) -> None:
@@ -53,6 +55,14 @@ def test_an_element_written_twice_is_one(tmp_path: Path) -> None:
     for _ in range(2):
         write(str(tmp_path / "one"), ("same", 1))
     assert read_one(str(tmp_path / "one")) == ("same", 1)
+
+
+def test_runs_that_differ_in_what_they_took_are_one(tmp_path: Path) -> None:
+    """A bundle that ran twice took two different times."""
+    first, second = (EvaluationRun(reads=ReadCounts(5), work=Work(1, microseconds)) for microseconds in (7, 9))
+    write(str(tmp_path / "evaluation"), first, second)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert read_one(str(tmp_path / "evaluation")) == first
 
 
 def test_a_lost_element_is_noticed(tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ def test_a_stage_runs_in_a_process_of_its_own(
     (tmp_path / GRAPH).write_bytes((shared_data / "graphs" / GRAPH).read_bytes())
     write_records(shared_data, tmp_path)
     for task in ("calibrate", "convert", "evaluate"):
-        found = measure(Setting(task, "1 worker", START), tmp_path)
+        found = measure(Setting("memory", task, "1 worker", START), tmp_path)
         assert found["seconds"] > 0 and found["peak_mib"] > 200
