@@ -218,7 +218,7 @@ def test_no_path_of_an_artifact_is_taken_for_a_local_one(
     write_meta(frozen.uri, GraphMeta(("images",), ("logits",)))
     outputs = _quantize(frozen, data, "ram://executor/out")
     for key, name in (
-        ("evaluation", "calibration.bin"),
+        ("calibration_ranges", CALIBRATION_FILE),
         ("evaluation", "evaluation.json"),
         ("quantized_model", "plan.json"),
     ):
