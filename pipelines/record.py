@@ -25,11 +25,13 @@ class RunRecord:
 
     Attributes:
       states: component class → ``COMPLETE``, ``CACHED`` or ``FAILED``.
-      outputs: output key → artifact (the keys of the pipelines here are told apart without their step).
+      outputs: output key → artifact; where several steps have an output of that name, the first step's.
+      steps: step (its id in the pipeline) → output key → artifact.
     """
 
     states: Mapping[str, str]
     outputs: Mapping[str, Output]
+    steps: Mapping[str, Mapping[str, Output]]
 
 
 def latest_run(metadata_path: str, pipeline_name: str) -> RunRecord:
@@ -47,20 +49,35 @@ def latest_run(metadata_path: str, pipeline_name: str) -> RunRecord:
     if not runs:
         raise LookupError(f"{metadata_path} records no run of the pipeline {pipeline_name!r}")
     executions = store.get_executions_by_context(max(runs, key=lambda run: run.id).id)
-    artifacts = {}
-    for event in store.get_events_by_execution_ids([execution.id for execution in executions]):
-        if event.type == metadata_store_pb2.Event.OUTPUT:
-            artifacts[event.artifact_id] = event.path.steps[0].key
+    executions.sort(key=lambda execution: execution.id)
+    names = {execution.id: _step(store, execution, pipeline_name) for execution in executions}
+    steps: dict[str, dict[str, Output]] = {name: {} for name in names.values()}
+    events = [
+        event
+        for event in store.get_events_by_execution_ids(list(names))
+        if event.type == metadata_store_pb2.Event.OUTPUT
+    ]
+    artifacts = {a.id: a for a in store.get_artifacts_by_id([event.artifact_id for event in events])}
+    for event in events:
+        artifact = artifacts[event.artifact_id]
+        steps[names[event.execution_id]][event.path.steps[0].key] = Output(artifact.uri, _properties(artifact))
+    outputs: dict[str, Output] = {}
+    for of_step in steps.values():
+        outputs = {**of_step, **outputs}
     return RunRecord(
         states={
             execution.type.rpartition(".")[2]: metadata_store_pb2.Execution.State.Name(execution.last_known_state)
             for execution in executions
         },
-        outputs={
-            artifacts[artifact.id]: Output(artifact.uri, _properties(artifact))
-            for artifact in store.get_artifacts_by_id(list(artifacts))
-        },
+        outputs=outputs,
+        steps=steps,
     )
+
+
+def _step(store: mlmd.MetadataStore, execution: metadata_store_pb2.Execution, pipeline_name: str) -> str:
+    """Returns the id of the step that an execution is of: TFX puts it behind the pipeline's in a context's name."""
+    (node,) = (c for c in store.get_contexts_by_execution(execution.id) if c.type == "node")
+    return node.name.removeprefix(f"{pipeline_name}.")
 
 
 def _properties(artifact: metadata_store_pb2.Artifact) -> dict[str, int | float | str]:

@@ -13,7 +13,7 @@ from pipelines.record import RunRecord
 
 def print_report(console: Console, record: RunRecord, title: str) -> None:
     """Prints what became of a graph: the metric before and after, sizes, the verdict and where things lie."""
-    evaluation, pushed = record.outputs["evaluation"], record.outputs["pushed_model"].properties
+    evaluation, pushed = record.steps["Quantizer"]["evaluation"], record.outputs["pushed_model"].properties
     facts = evaluation.properties
     metric = {"top1": "accuracy", "top5": "top-5 accuracy"}.get(str(facts["metric"]), str(facts["metric"]))
     table = Table(title=title, show_header=False)
