@@ -29,33 +29,19 @@ def main(output: str, train_steps: int, max_drop: float) -> None:
 
 def run(output: str, train_steps: int = 600, max_drop: float = 0.01) -> None:
     """Runs the pipeline with everything under ``output``."""
-    from tfx import v1 as tfx
-
-    from pipelines.digits import make_data, pipeline
+    from pipelines.digits import make_data
+    from pipelines.digits.pipeline import create_pipeline
+    from pipelines.local import run_locally
 
     data_root = os.path.join(output, "data")
     make_data.write_digits(data_root)
-    metadata = tfx.orchestration.metadata.sqlite_metadata_connection_config(metadata_path(output))
-    tfx.orchestration.LocalDagRunner().run(
-        pipeline.create_pipeline(
-            pipeline_root=os.path.join(output, "pipeline"),
-            data_root=data_root,
-            serving_root=os.path.join(output, "serving"),
-            max_drop=max_drop,
-            train_steps=train_steps,
-            metadata_connection_config=metadata,
-        )
-    )
-
-
-def metadata_path(output: str) -> str:
-    """Returns the SQLite file of ML Metadata."""
-    return os.path.join(output, "metadata.db")
+    run_locally(create_pipeline, output, data_root=data_root, max_drop=max_drop, train_steps=train_steps)
 
 
 def report(console: Console, output: str) -> None:
     """Prints the table of the latest run, and what the pushed model answers when it is loaded back."""
     from pipelines.digits import make_data, pipeline
+    from pipelines.local import metadata_path
     from pipelines.record import latest_run
     from pipelines.report import print_report
     from pipelines.serve_back import classify, first_examples, labels

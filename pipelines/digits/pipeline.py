@@ -8,6 +8,7 @@ from components.freezer.component import Freezer
 from components.quantizer.component import Quantizer
 from pipelines.digits.make_data import IMAGE_KEY, LABEL_KEY
 from pipelines.digits.trainer import INPUT_NAME, RUN_FN, TENSOR_SIGNATURE
+from pipelines.ending import ending_with_push
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
 
 PIPELINE_NAME = "digits"
@@ -68,18 +69,12 @@ def create_pipeline(
         metric="top1",
         max_drop=max_drop,
     )
-    pusher = tfx.components.Pusher(
-        model=quantizer.outputs["quantized_model"],
-        model_blessing=quantizer.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_root)
-        ),
-    )
-    return tfx.dsl.Pipeline(
+    return ending_with_push(
+        [example_gen, trainer, freezer],
+        quantizer,
+        serving_root=serving_root,
         pipeline_name=pipeline_name,
         pipeline_root=pipeline_root,
-        components=[example_gen, trainer, freezer, quantizer, pusher],
-        enable_cache=True,
         metadata_connection_config=metadata_connection_config,
-        beam_pipeline_args=beam_pipeline_args or [],
+        beam_pipeline_args=beam_pipeline_args,
     )

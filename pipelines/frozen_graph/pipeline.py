@@ -6,9 +6,10 @@ from tfx import v1 as tfx
 
 from components.graph_importer.component import GraphImporter
 from components.quantizer.component import Quantizer
+from pipelines.ending import ending_with_push
 from quantizer_core.config import QuantizationConfig
 
-PIPELINE_NAME = "frozen_graph"
+PIPELINE_NAME = "frozen-graph"
 
 CALIBRATION_SPLIT = "calibration"
 EVALUATION_SPLIT = "evaluation"
@@ -26,6 +27,7 @@ def create_pipeline(
     num_evaluation_examples: int = 0,
     metric: str = "top1",
     max_drop: float = 0.01,
+    fingerprint: str | None = None,
     pipeline_name: str = PIPELINE_NAME,
     metadata_connection_config: object | None = None,
     beam_pipeline_args: list[str] | None = None,
@@ -45,6 +47,8 @@ def create_pipeline(
       num_evaluation_examples: how many examples to evaluate on; 0: all.
       metric: ``top1`` or ``top5`` on labelled examples; ``agreement`` or ``similarity``, which need no labels.
       max_drop: the largest loss of the metric that is blessed; 0.01 is one point.
+      fingerprint: what stands for the contents of the graph, and of a preprocessing's module, in the cache keys; None:
+        their SHA-256, for which the files must be readable where the pipeline is made.
       pipeline_name: name in ML Metadata.
       metadata_connection_config: where ML Metadata lies; the runner's own if None.
       beam_pipeline_args: options of every Beam pipeline.
@@ -59,7 +63,10 @@ def create_pipeline(
         ),
     )
     importer = GraphImporter(
-        graph_path=graph_path, inputs=quantization_config.inputs, outputs=quantization_config.outputs
+        graph_path=graph_path,
+        inputs=quantization_config.inputs,
+        outputs=quantization_config.outputs,
+        fingerprint=fingerprint,
     )
     quantizer = Quantizer(
         frozen_graph=importer.outputs["frozen_graph"],
@@ -71,19 +78,14 @@ def create_pipeline(
         num_evaluation_examples=num_evaluation_examples,
         metric=metric,
         max_drop=max_drop,
+        module_fingerprint=fingerprint,
     )
-    pusher = tfx.components.Pusher(
-        model=quantizer.outputs["quantized_model"],
-        model_blessing=quantizer.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_root)
-        ),
-    )
-    return tfx.dsl.Pipeline(
+    return ending_with_push(
+        [example_gen, importer],
+        quantizer,
+        serving_root=serving_root,
         pipeline_name=pipeline_name,
         pipeline_root=pipeline_root,
-        components=[example_gen, importer, quantizer, pusher],
-        enable_cache=True,
         metadata_connection_config=metadata_connection_config,
-        beam_pipeline_args=beam_pipeline_args or [],
+        beam_pipeline_args=beam_pipeline_args,
     )

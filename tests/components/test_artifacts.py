@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tfx.utils import import_utils
 
 from components import artifacts
 from quantizer_core.errors import GraphError
@@ -14,6 +15,7 @@ from quantizer_core.errors import GraphError
 @pytest.mark.parametrize("kind", [artifacts.FrozenGraph, artifacts.QuantizationEvaluation, artifacts.CalibrationRanges])
 def test_type_name_is_the_import_path_that_kubeflow_asks_for(kind: type) -> None:
     assert f"components.{kind.__name__}" == kind.TYPE_NAME
+    assert import_utils.import_class_by_path(kind.TYPE_NAME) is kind  # as a step does
     assert re.fullmatch(r"[a-z][a-z0-9-_]{2,20}[.][A-Z]\w*", kind.TYPE_NAME)
     assert not kind.PROPERTIES
 

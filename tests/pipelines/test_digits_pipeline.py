@@ -15,6 +15,7 @@ from rich.console import Console
 from pipelines.digits import local_runner
 from pipelines.digits.pipeline import PREPROCESS
 from pipelines.digits.trainer import INPUT_NAME, parse_examples
+from pipelines.local import metadata_path
 from pipelines.record import RunRecord, latest_run
 from pipelines.serve_back import classify, first_examples
 from quantizer_core.cli.main import cli
@@ -39,7 +40,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def record(output: str) -> RunRecord:
-    return latest_run(local_runner.metadata_path(output), "digits")
+    return latest_run(metadata_path(output), "digits")
 
 
 def test_every_step_completes_and_the_model_is_blessed_and_pushed(record: RunRecord) -> None:
@@ -131,7 +132,7 @@ def test_report_tells_the_figures_and_asks_the_pushed_model(output: str, record:
 
 def test_second_run_comes_from_the_cache(output: str, record: RunRecord) -> None:
     local_runner.run(output, train_steps=TRAIN_STEPS)
-    again = latest_run(local_runner.metadata_path(output), "digits")
+    again = latest_run(metadata_path(output), "digits")
     assert again.states == dict.fromkeys(STEPS, "CACHED")
     assert again.outputs == record.outputs
 

@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 from pipelines.frozen_graph import local_runner
 from pipelines.frozen_graph import mobilenet as mobilenet_case
+from pipelines.frozen_graph.pipeline import PIPELINE_NAME
+from pipelines.local import metadata_path
 from pipelines.record import RunRecord, latest_run
 from pipelines.serve_back import classify, first_examples, labels
 from quantizer_core.data import write_tfrecords
@@ -29,7 +31,7 @@ def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _record(output: Path) -> RunRecord:
-    return latest_run(local_runner.metadata_path(str(output)), "frozen_graph")
+    return latest_run(metadata_path(str(output)), PIPELINE_NAME)
 
 
 def _invoke(folder: Path, calibration_scale: float) -> tuple[Result, RunRecord]:
