@@ -126,7 +126,7 @@ def test_several_workers_of_a_pool_give_what_one_process_gives(
 ) -> None:
     examples = records(60)
     expected = calibrate(prepared_classifier(), examples, CONFIG)
-    with worker_pool(several=True) as pool:
+    with worker_pool(warm=PARTS + 1) as pool:  # one more reads
         found, counters = run(examples, _Parts(prepared_dir), tmp_path, portable_options(prism_endpoint, pool))
     assert len(found.processes) == PARTS and os.getpid() not in found.processes
     assert found.run == expected
@@ -190,7 +190,7 @@ class _Noted(beam.PTransform):
 def test_one_step_spread_over_the_workers_of_a_pool(tmp_path: Path, prepared_dir: str) -> None:
     """Unlike Prism, Beam's runner in Python gives the bundles of one step to several workers of a pool."""
     examples = records(60)
-    with worker_pool() as pool:
+    with worker_pool(warm=PARTS) as pool:
         runner = FnApiRunner(default_environment=ExternalEnvironment(pool))
         found, counters = run(examples, _Noted(prepared_dir), tmp_path, [f"--direct_num_workers={PARTS}"], runner)
     assert len(found.processes) == PARTS and os.getpid() not in found.processes

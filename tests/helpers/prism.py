@@ -17,24 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_START_SECONDS = 60
+_START_SECONDS = 300
 _STOP_SECONDS = 10
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
-
-# A worker as Beam's contract for containers wants it. Prism 2.61 keeps the short names of metrics, which each worker
-# counts up from 1, in one table for all workers of a job and then reads one's counter as another's distribution:
-# here each worker counts from a number of its own.
-_WORKER = """
-import argparse, zlib
-from apache_beam.runners.worker import sdk_worker
-parser = argparse.ArgumentParser()
-parser.add_argument("--id")
-parser.add_argument("--control_endpoint")
-arguments, _ = parser.parse_known_args()
-sdk_worker.SHORT_ID_CACHE._last_short_id = zlib.crc32(arguments.id.encode()) << 16
-sdk_worker.SdkHarness(arguments.control_endpoint, worker_id=arguments.id, data_buffer_time_limit_ms=-1).run()
-"""
 
 
 def prism_path() -> Path:
@@ -63,31 +49,28 @@ def prism() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def worker_pool(pythonpath: Sequence[str | Path] = (ROOT,), several: bool = False) -> Iterator[str]:
-    """Runs Beam's pool of Python workers, one process a worker; gives its endpoint, ``localhost:PORT``.
+def worker_pool(pythonpath: Sequence[str | Path] = (ROOT,), warm: int = 0) -> Iterator[str]:
+    """Runs a pool of Python workers, one process a worker; gives its endpoint, ``localhost:PORT``.
 
     Args:
       pythonpath: where the workers find the project's packages. They start in ``/``, as on another machine.
-      several: whether a job on Prism may have several of its workers: see ``_WORKER``.
+      warm: 0: Beam's own pool, which starts a worker when one is asked for; else a pool of so many workers that wait,
+        several of which may serve one job on Prism (see ``warm_pool.py``).
     """
     port = _free_port()
-    # The pool starts its workers with the `python` that it finds first.
+    # Beam's pool starts its workers with the `python` that it finds first.
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(map(str, pythonpath)),
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-    with tempfile.TemporaryDirectory() as folder:
-        if several:
-            worker = Path(folder, "worker")
-            (worker.with_suffix(".py")).write_text(_WORKER, encoding="utf-8")
-            worker.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$0.py" "$@"\n', encoding="utf-8")
-            worker.chmod(0o700)
-            command.append(f"--container_executable={worker}")
-        with _running(command, port, environment):
-            yield f"localhost:{port}"
+    if warm:
+        command = [sys.executable, "-m", "tests.helpers.warm_pool", str(port), str(warm)]
+    else:
+        command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+    with _running(command, port, environment):
+        yield f"localhost:{port}"
 
 
 def portable_options(job_endpoint: str, pool: str | None = None) -> list[str]:
