@@ -86,7 +86,7 @@ def test_pushed_model_serves_what_the_quantized_graph_computes(record: RunRecord
 
 def test_lineage_answers_all_that_made_the_pushed_model(output: str, record: RunRecord) -> None:
     pushed = str(record.outputs["pushed_model"].properties["pushed_destination"])
-    arguments = ["lineage", "--metadata", local_runner.metadata_path(output), pushed]
+    arguments = ["lineage", "--metadata", metadata_path(output), pushed]
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     assert result.exit_code == 0, result.stderr
     answer, machine = json.loads(result.stdout), describe_machine()
