@@ -47,7 +47,7 @@ def refine(
     simulation = Simulation(prepared, plan, examples)
     if not simulation.steps:
         return {}
-    wanted = _fp32_means(prepared, simulation.steps, examples) if config.bias_correction else {}
+    wanted = _fp32_means(prepared, simulation.steps, simulation.examples) if config.bias_correction else {}
     result = {}
     for node in simulation.steps:
         scales = plan.tensors[node.sources[0]].scales

@@ -29,7 +29,8 @@ class Simulation:
     Args:
       prepared: the FP32 graph.
       plan: its plan.
-      examples: input name → array without batch dimension; all are run at every step.
+      examples: input name → array without batch dimension; all are run at every step, but for those beyond the last
+        whole batch: kernels round otherwise, and some not the same each time, for a batch of another size.
     """
 
     def __init__(self, prepared: PreparedGraph, plan: QuantizationPlan, examples: Sequence[Mapping[str, np.ndarray]]):
@@ -38,7 +39,8 @@ class Simulation:
         self._inputs = prepared.inputs
         wanted = [node.output for node in self.steps]
         size = batch_size_for(prepared.graph_def, prepared.inputs, wanted, BATCH)
-        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+        self.examples = examples[: max(len(examples) // size * size, min(size, len(examples)))]
+        chunks = [self.examples[start : start + size] for start in range(0, len(self.examples), size)]
         self._feeds = [stack_batch(chunk, prepared.inputs, len(chunk)) for chunk in chunks]
         self._build(prepared, plan)
         self._kept: list[dict[str, np.ndarray]] = [{} for _ in chunks]
