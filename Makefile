@@ -20,9 +20,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO_OUTPUT ?= build/digits
 FROZEN_GRAPH_OUTPUT ?= build/frozen_graph
+TABULAR_OUTPUT ?= build/tabular
 PYTEST_ARGS ?=
 
-.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo benchmark lock clean
+.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo benchmark lock clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,9 @@ demo: setup  ## Train, quantise, judge and push a small model with TFX, here, in
 
 frozen-graph-demo: setup  ## Take MobileNet's .pb and images of the shared data through the same pipeline.
 	$(PY) -m pipelines.frozen_graph.local_runner --output $(FROZEN_GRAPH_OUTPUT)
+
+tabular-demo: setup  ## Take CSV rows through Transform, a Trainer, the Quantizer and TFX's Evaluator.
+	$(PY) -m pipelines.tabular.local_runner --output $(TABULAR_OUTPUT)
 
 benchmark: setup  ## Time the conversion of ResNet-50 and MobileNet (random weights).
 	$(PY) -m benchmarks.conversion
