@@ -37,32 +37,18 @@ def main(output: str, **options: Any) -> None:
 
 def run(output: str, **options: Any) -> None:
     """Runs the pipeline with everything under ``output``; ``options`` are ``create_pipeline``'s."""
-    from tfx import v1 as tfx
-
-    from pipelines.tabular import make_data, pipeline
+    from pipelines.local import run_locally
+    from pipelines.tabular import make_data
+    from pipelines.tabular.pipeline import create_pipeline
 
     data_root = os.path.join(output, "data")
     make_data.write_rows(data_root)
-    tfx.orchestration.LocalDagRunner().run(
-        pipeline.create_pipeline(
-            pipeline_root=os.path.join(output, "pipeline"),
-            data_root=data_root,
-            serving_root=os.path.join(output, "serving"),
-            metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-                metadata_path(output)
-            ),
-            **options,
-        )
-    )
-
-
-def metadata_path(output: str) -> str:
-    """Returns the SQLite file of ML Metadata."""
-    return os.path.join(output, "metadata.db")
+    run_locally(create_pipeline, output, data_root=data_root, **options)
 
 
 def report(console: Console, output: str) -> None:
     """Prints the table of the latest run, the Evaluator's verdict, and some of the BulkInferrer's answers."""
+    from pipelines.local import metadata_path
     from pipelines.record import latest_run
     from pipelines.report import print_report
     from pipelines.tabular import pipeline

@@ -23,6 +23,7 @@ from tfx.types import Artifact, artifact_utils, standard_artifacts
 from tfx.utils import proto_utils
 
 from components.artifacts import GRAPH_FILE
+from pipelines.local import metadata_path
 from pipelines.record import RunRecord, latest_run
 from pipelines.serve_back import classify, first_examples
 from pipelines.tabular import local_runner, make_data
@@ -67,7 +68,7 @@ def eval_examples(record: RunRecord) -> list[bytes]:
 
 
 def _record(output: str) -> RunRecord:
-    return latest_run(local_runner.metadata_path(output), PIPELINE_NAME)
+    return latest_run(metadata_path(output), PIPELINE_NAME)
 
 
 def _ops(saved_model: str) -> set[str]:
