@@ -15,7 +15,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNodeError, nearest
 from quantizer_core.graph.graph import canonical
-from quantizer_core.onednn import SWITCH, use_onednn
+from quantizer_core.onednn import SWITCH
 from quantizer_core.types import TensorSpec
 
 _CPUINFO = "/proc/cpuinfo"
@@ -263,19 +263,18 @@ def stack_batch(
 
 
 def check_machine() -> None:
-    """Makes sure that INT8 graphs can run here; asks TensorFlow for oneDNN where the environment leaves that open.
+    """Makes sure that INT8 graphs can run here.
 
     Raises:
       MachineError: if oneDNN is switched off or not in this TensorFlow, or the CPU has no AVX2.
     """
     chosen = os.environ.get(SWITCH)
-    use_onednn()
     if not _pywrap_util_port.IsMklEnabled():
         if chosen is None:
             raise MachineError(
                 f"TensorFlow ({tf.VERSION}) runs without oneDNN, and INT8 graphs need it: it leaves oneDNN off on "
-                f"processors without VNNI unless {SWITCH}=1 is set before it first runs a graph (and has it in the "
-                "x86-64 Linux package alone)"
+                f"processors without VNNI unless {SWITCH}=1 is set before it is imported (and has it in the x86-64 "
+                "Linux package alone)"
             )
         if chosen.lower() not in ("1", "true"):
             raise MachineError(
@@ -283,7 +282,7 @@ def check_machine() -> None:
                 "unset the variable before TensorFlow is imported"
             )
         raise MachineError(
-            f"this TensorFlow ({tf.VERSION}) has no oneDNN kernels for this processor, or ran a graph before {SWITCH} "
+            f"this TensorFlow ({tf.VERSION}) has no oneDNN kernels for this processor, or was imported before {SWITCH} "
             "was set: set it where the process starts, and use the x86-64 Linux package"
         )
     flags = cpu_flags()

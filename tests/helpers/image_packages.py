@@ -34,6 +34,7 @@ class ImageProcess:
             "PATH": f"{os.path.dirname(sys.executable)}:/usr/bin:/bin",
             "PYTHONPATH": str(self.packages),
             "HOME": str(self._elsewhere),
+            "TF_ENABLE_ONEDNN_OPTS": "1",  # as the Dockerfile sets it
             # What a process has compiled the next one need not.
             "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
         }

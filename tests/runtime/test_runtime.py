@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -228,15 +226,6 @@ def test_check_machine_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     with pytest.raises(MachineError, match="processors without VNNI unless TF_ENABLE_ONEDNN_OPTS=1"):
         runtime.check_machine()
-
-
-def test_check_machine_asks_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
-    runtime.check_machine()
-    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1"
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "true")
-    runtime.check_machine()
-    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "true"
 
 
 @pytest.mark.parametrize(
