@@ -51,7 +51,8 @@ def sensitivity(
     """Returns what each rounding of a plan is predicted to cost, or None where that cannot be told.
 
     It can be told of graphs with one output that holds the scores or probabilities of classes, [batch, …, classes]
-    with nothing but ones between, if TensorFlow knows the gradient of every op on the way.
+    with nothing but ones between, if there are no loops and branches (TensorFlow has no gradients of imported ones) and
+    it knows the gradient of every op on the way.
 
     Args:
       prepared: the FP32 graph.
@@ -59,12 +60,11 @@ def sensitivity(
       examples: input name → array without batch dimension; not empty; the first ``EXAMPLES`` are used.
     """
     examples = examples[:EXAMPLES]
-    if len(prepared.outputs) != 1:
-        return None
     graph = Graph(prepared.graph_def)
-    sporadic = sporadic_nodes(graph)
-    kernels = [node for node in plan.nodes if node.form in WEIGHTED_FORMS and node.name not in sporadic]
-    rounded = [name for name in _rounded(plan) if node_of(name) not in sporadic]
+    if len(prepared.outputs) != 1 or sporadic_nodes(graph):
+        return None
+    kernels = [node for node in plan.nodes if node.form in WEIGHTED_FORMS]
+    rounded = _rounded(plan)
     with tf.Graph().as_default() as imported:
         tf.import_graph_def(prepared.graph_def, name="")
         try:
