@@ -64,12 +64,16 @@ def test_pieces_make_a_pipeline(names: dict[str, Any]) -> None:
     own = [names[key] for key in ("freezer", "quantizer", "evaluator", "resolver", "bulk_inferrer", "pusher")]
     # The block on spans has a way in of its own.
     spans = [names["example_gen"].with_id("SpanGen"), names["spans"], names["quantizer_of_spans"]]
-    nodes = _compile(_pipeline([*names["steps"].values(), *own]))
+    nodes = _compile(_pipeline([*names["steps"].values(), *own, *spans]))
     assert {"Transform", "Freezer"} <= set(nodes["Quantizer"].upstream_nodes)
     assert "Evaluator" in nodes["BulkInferrer"].upstream_nodes
-    assert "latest_blessed_model" in nodes
-    compiled = _compile(_pipeline([*names["steps"].values(), names["freezer"], *spans]))
-    assert "latest_spans" in compiled["QuantizerOfSpans"].upstream_nodes
+    resolver = nodes["latest_blessed_model"].inputs
+    (graph,) = resolver.input_graphs.values()
+    read = {node.input_node.input_key for node in graph.nodes.values() if node.HasField("input_node")}
+    assert read == {"_Quantizer.quantized_model", "_Evaluator.blessing"}
+    (channel,) = resolver.inputs["_Quantizer.quantized_model"].channels
+    assert "docs.Quantizer" in [query.name.field_value.string_value for query in channel.context_queries]
+    assert "latest_spans" in nodes["QuantizerOfSpans"].upstream_nodes
 
 
 @pytest.mark.parametrize("baseline", tabular.BASELINES)

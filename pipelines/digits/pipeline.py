@@ -70,8 +70,9 @@ def create_pipeline(
         max_drop=max_drop,
     )
     return ending_with_push(
-        [example_gen, trainer, freezer],
-        quantizer,
+        [example_gen, trainer, freezer, quantizer],
+        model=quantizer.outputs["quantized_model"],
+        blessing=quantizer.outputs["blessing"],
         serving_root=serving_root,
         pipeline_name=pipeline_name,
         pipeline_root=pipeline_root,

@@ -81,8 +81,9 @@ def create_pipeline(
         module_fingerprint=fingerprint,
     )
     return ending_with_push(
-        [example_gen, importer],
-        quantizer,
+        [example_gen, importer, quantizer],
+        model=quantizer.outputs["quantized_model"],
+        blessing=quantizer.outputs["blessing"],
         serving_root=serving_root,
         pipeline_name=pipeline_name,
         pipeline_root=pipeline_root,

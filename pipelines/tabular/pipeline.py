@@ -7,6 +7,7 @@ from tfx import v1 as tfx
 
 from components.freezer.component import Freezer
 from components.quantizer.component import Quantizer
+from pipelines.ending import ending_with_push
 from pipelines.tabular.make_data import LABEL_KEY
 from pipelines.tabular.preprocessing import MEASUREMENTS, PREPROCESSING_FN
 from pipelines.tabular.trainer import RUN_FN, TENSOR_SIGNATURE, TRANSFORMED_SIGNATURE
@@ -120,20 +121,15 @@ def create_pipeline(
         model_blessing=evaluator.outputs["blessing"],
         data_spec=tfx.proto.DataSpec(example_splits=["eval"]),
     )
-    pusher = tfx.components.Pusher(
+    return ending_with_push(
+        [*nodes, evaluator, bulk_inferrer],
         model=quantizer.outputs["quantized_model"],
-        model_blessing=evaluator.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=serving_root)
-        ),
-    )
-    return tfx.dsl.Pipeline(
+        blessing=evaluator.outputs["blessing"],
+        serving_root=serving_root,
         pipeline_name=pipeline_name,
         pipeline_root=pipeline_root,
-        components=[*nodes, evaluator, bulk_inferrer, pusher],
-        enable_cache=True,
         metadata_connection_config=metadata_connection_config,
-        beam_pipeline_args=beam_pipeline_args or [],
+        beam_pipeline_args=beam_pipeline_args,
     )
 
 
