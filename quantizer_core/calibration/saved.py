@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from quantizer_core.errors import ConfigError, DataError
 from quantizer_core.reads import ReadCounts
 from quantizer_core.types import PreparedGraph
 from quantizer_core.version import VERSION
+from quantizer_core.whole_file import whole_file
 
 #: The file's name in a directory that holds a saved calibration, as a pipeline's artifact does.
 CALIBRATION_FILE = "calibration.ranges"
@@ -183,18 +183,12 @@ def save_calibration(saved: SavedCalibration, path: str | os.PathLike[str], over
         raise ConfigError(f"cannot write {path!r}: it exists and is a directory; name a file inside it")
     if tf.io.gfile.exists(path) and not overwrite:
         raise ConfigError(f"cannot write {path!r}: it exists already; remove it, or ask for it to be overwritten")
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with tf.io.TFRecordWriter(temporary) as writer:
+        with whole_file(path, overwrite) as temporary, tf.io.TFRecordWriter(temporary) as writer:
             for record in _records(saved):
                 writer.write(record)
-        tf.io.gfile.rename(temporary, path, overwrite=overwrite)
     except tf.errors.OpError as error:
         raise DataError(f"cannot write {path!r}: {error.message}") from None
-    finally:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
 
 
 def _records(saved: SavedCalibration) -> Iterator[bytes]:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +32,7 @@ from quantizer_core.graph.files import save_graph
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
 from quantizer_core.types import PreparedGraph
+from quantizer_core.whole_file import whole_file
 
 #: The options that name files or directories to write.
 _OUTPUTS = ("output_graph", "plan", "save_calibration", "report", "saved_model")
@@ -195,16 +195,11 @@ def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluati
 
 
 def _write_text(path: str, text: str) -> None:
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with tf.io.gfile.GFile(temporary, "w") as file:
+        with whole_file(path, overwrite=True) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
             file.write(text)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
     except tf.errors.OpError as error:
         raise QuantizerError(f"cannot write {path!r}: {error.message}") from None
-    finally:
-        _remove(temporary)
 
 
 def _remove(path: str) -> None:

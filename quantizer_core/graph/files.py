@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 import warnings
 
 import tensorflow as tf
@@ -16,6 +15,7 @@ from quantizer_core.errors import GraphError
 from quantizer_core.graph.names import node_of
 from quantizer_core.graph.saved_model import FrozenModel, freeze_saved_model
 from quantizer_core.graph.state import check_frozen
+from quantizer_core.whole_file import whole_file
 
 __all__ = ["FrozenModel", "check_frozen", "freeze_saved_model", "load_graph", "save_graph"]
 
@@ -83,17 +83,13 @@ def save_graph(graph_def: graph_pb2.GraphDef, path: str | os.PathLike[str], over
             data = graph_def.SerializeToString(deterministic=True)
     except (ValueError, message.EncodeError) as error:
         raise GraphError(f"cannot write {path!r}: a GraphDef holds at most 2 GB ({error})") from None
-    temporary = os.path.join(directory, f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
     try:
-        with tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(data)
-        _check_free(path, overwrite)
-        tf.io.gfile.rename(temporary, path, overwrite=overwrite)
+        with whole_file(path, overwrite) as temporary:
+            with tf.io.gfile.GFile(temporary, "wb") as file:
+                file.write(data)
+            _check_free(path, overwrite)
     except tf.errors.OpError as error:
         raise GraphError(f"cannot write {path!r}: {error.message}") from None
-    finally:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
 
 
 def _check_free(path: str, overwrite: bool) -> None:
