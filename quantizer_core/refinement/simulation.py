@@ -49,10 +49,10 @@ class Simulation:
         graph = Graph(prepared.graph_def)
         emitter = Emitter(graph)
         filters = {node.name: filter_of(graph, node).shape for node in self.steps}
-        self._fed: dict[str, tuple[str, str]] = {}
+        self._biases: dict[str, str] = {}  # kernel → the placeholder of its bias
         self._biased: dict[str, str] = {}  # kernel whose FP32 form has no bias → the tensor with the one added here
         for node in self.steps:
-            self._fed[node.name] = self._feed_parameters(graph, node, filters[node.name])
+            self._biases[node.name] = self._feed_parameters(graph, node, filters[node.name])
         computed = {node.output: node for node in self.steps}
         rounded = {node.output for node in plan.nodes if node.op == "AvgPool" and node.quantized}
         rounded.update(tensor for node in plan.nodes for tensor in node.sources if tensor not in _made(plan))
@@ -70,8 +70,8 @@ class Simulation:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.Session(graph=imported, config=config)
 
-    def _feed_parameters(self, graph: Graph, node: NodePlan, shape: tuple[int, ...]) -> tuple[str, str]:
-        """Makes a node read placeholders for its filter and bias; returns their names."""
+    def _feed_parameters(self, graph: Graph, node: NodePlan, shape: tuple[int, ...]) -> str:
+        """Makes a node read placeholders for its filter and bias; returns the name of the bias's."""
         anchor = graph.node(node.name)
         names = []
         for kind, dims in (("filter", shape), ("bias", (shape[2] if node.op.startswith("Depthwise") else shape[-1],))):
@@ -90,7 +90,7 @@ class Simulation:
             added = graph.add_node("BiasAdd", f"{node.name}/refined", [node.name, names[1]], T=tf.float32)
             graph.redirect(node.name, added)
             self._biased[node.name] = added
-        return names[0], names[1]
+        return names[1]
 
     def _round(self, graph: Graph, emitter: Emitter, plan: QuantizationPlan, tensor: str) -> str:
         """Adds the rounding of a tensor; everything else reads the rounded value."""
@@ -133,8 +133,34 @@ class Simulation:
 
     def compute(self, node: NodePlan, filters: np.ndarray) -> np.ndarray:
         """Computes a kernel's convolution or matrix product; returns its mean in each output channel, no bias added."""
-        self._products = self._run(node, node.name, {self._fed[node.name][0]: filters})
+        self._products = self._run(node, self._with_filters(node, filters))
         return mean_over_positions(self._products)
+
+    def _with_filters(self, node: NodePlan, filters: np.ndarray) -> str:
+        """Adds a copy of a kernel's node with these filters as a constant; returns its name.
+
+        Were the filters fed, oneDNN might choose another kernel for a batch of 1; and TensorFlow, whose store of
+        kernels of each thread does not tell the two apart, would go on with it in every FP32 graph of this process
+        that has a convolution of the same shapes, or not, as threads happen to be.
+        """
+        graph = self._session.graph
+        with graph.as_default():
+            original = graph.get_operation_by_name(node.name)
+            constant = tf.constant(filters)
+            copy = original.node_def
+            copy.name = f"{node.name}/computed"
+            stand_ins = [
+                tf.NodeDef(name=f"input{index}", op="Placeholder", attr={"dtype": copy.attr["T"]}) for index in range(2)
+            ]
+            del copy.input[:]
+            copy.input.extend([stand_in.name for stand_in in stand_ins])
+            made = tf.import_graph_def(
+                tf.GraphDef(node=[*stand_ins, copy]),
+                input_map={"input0": original.inputs[0], "input1": constant},
+                return_elements=[copy.name],
+                name="",
+            )
+        return made[0].name
 
     def summand_means(self, node: NodePlan) -> np.ndarray:
         """Returns the mean of a fused sum's rounded summand in each channel."""
@@ -142,7 +168,7 @@ class Simulation:
 
     def finish(self, node: NodePlan, bias: np.ndarray) -> None:
         """Makes the rounded result of the kernel computed last, and keeps it for the kernels that follow."""
-        results = self._run(node, self._cuts[node.name], {self._fed[node.name][1]: bias}, self._products)
+        results = self._run(node, self._cuts[node.name], {self._biases[node.name]: bias}, self._products)
         index = self.steps.index(node)
         for kept, result in zip(self._kept, results, strict=True):
             kept[node.name] = result

@@ -222,7 +222,8 @@ def test_mobilenet_converts_from_the_shell(shared_data: Path, tmp_path: Path) ->
     )
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
-    assert facts["by_op"]["Conv2D"] == [15, 15] and facts["by_op"]["DepthwiseConv2dNative"] == [13, 13]
+    # The first of each stay FP32: their results lose most when rounded (mixed_precision).
+    assert facts["by_op"]["Conv2D"] == [14, 15] and facts["by_op"]["DepthwiseConv2dNative"] == [12, 13]
     assert facts["evaluation"]["num_examples"] == 272
 
 

@@ -111,13 +111,15 @@ def test_mobilenet_keeps_its_accuracy_and_is_pushed(mobilenet: RunRecord) -> Non
 
 
 @pytest.mark.slow
-def test_mobilenet_runs_in_int8_from_end_to_end(mobilenet: RunRecord) -> None:
+def test_mobilenet_runs_in_int8_behind_its_first_layers(mobilenet: RunRecord) -> None:
     folder = Path(mobilenet.outputs["quantized_model"].uri)
     counts = QuantizationPlan.from_json((folder / "plan.json").read_text()).counts()
-    assert counts["Conv2D"] == (15, 15)
-    assert counts["DepthwiseConv2dNative"] == (13, 13)
+    # The first of each stay FP32: their results lose most when rounded (mixed_precision).
+    assert counts["Conv2D"] == (14, 15)
+    assert counts["DepthwiseConv2dNative"] == (12, 13)
     ops = [node.op for node in load_graph(str(folder / "quantized_graph.pb")).node]
-    assert not {"Conv2D", "DepthwiseConv2dNative", "Relu6", "Add", "AddV2"} & set(ops)
+    assert not {"Add", "AddV2"} & set(ops)
+    assert [ops.count(op) for op in ("Conv2D", "DepthwiseConv2dNative", "Relu6")] == [1, 1, 2]
     assert ops.count("Mul") == 1  # the scales of the logits, which are not rounded
 
 

@@ -52,11 +52,16 @@ def recurrent() -> graph_pb2.GraphDef:
     return graph.as_graph_def()
 
 
-def branched() -> graph_pb2.GraphDef:
+def in_sixteenths(*shape: int) -> tf.Tensor:
+    """Weights of which sums of products are exact in float32, in whatever order a kernel adds."""
+    return tf.constant(RNG.integers(-16, 17, shape).astype(np.float32) / 16)
+
+
+def branched(weights=constant) -> graph_pb2.GraphDef:
     """Two convolutions that run only where the input's mean is positive."""
     with tf.Graph().as_default() as graph:
         x = tf.placeholder(tf.float32, [1, 8, 8, 4], name="x")
-        first, second, bias = constant(3, 3, 4, 8), constant(3, 3, 8, 6), constant(8)
+        first, second, bias = weights(3, 3, 4, 8), weights(3, 3, 8, 6), weights(8)
 
         def taken():
             hidden = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, first, 1, "SAME"), bias))
@@ -110,15 +115,15 @@ def test_a_branch_that_no_example_takes_stays_fp32_and_says_so(old_control_flow)
     assert conversion.plan.quantized == 0
     assert {node.reason for node in conversion.plan.nodes} == {"no calibration example reached it"}
     examples = [{"x": np.full((8, 8, 4), 0.5, np.float32)}]
-    np.testing.assert_allclose(
-        outputs_of(conversion.graph_def, prepared, examples), outputs_of(graph_def, prepared, examples), rtol=1e-5
-    )
+    found, exact = (np.array(outputs_of(graph, prepared, examples)) for graph in (conversion.graph_def, graph_def))
+    assert relative_error(found, exact) < 1e-6
 
 
 def test_statistics_of_loops_and_branches_do_not_depend_on_order_or_split(old_control_flow):
-    graph_def = branched()
-    prepared = prepare(graph_def, QuantizationConfig(outputs=("out",)))
-    examples = [{"x": (RNG.normal(size=(8, 8, 4)) + shift).astype(np.float32)} for shift in (0.5, -0.5, 0.4)]
+    # Exact sums: other graphs of this process may change the last bits of a batch of 1 (see observer.py).
+    prepared = prepare(branched(in_sixteenths), QuantizationConfig(outputs=("out",)))
+    values = [RNG.integers(-16, 17, (8, 8, 4)) / 8 + shift for shift in (0.5, -0.5, 0.375)]
+    examples = [{"x": value.astype(np.float32)} for value in values]
     with Observer(prepared, 8) as observer:
         whole = observer.observe(examples)
         parts = [observer.observe([example]) for example in reversed(examples)]

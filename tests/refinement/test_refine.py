@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +101,39 @@ def test_the_same_sample_gives_the_same_bytes():
     examples = [{"x": row} for row in data]
     first, second = (lower(prepared, plan, refine(prepared, plan, examples, config)) for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+_FP32_RESULT = """
+import hashlib, sys
+from quantizer_core.onednn import use_onednn
+use_onednn()
+from quantizer_core.refinement.simulation import Simulation
+from quantizer_core.graph.graph import Graph
+from quantizer_core.lowering.parameters import nominal_parameters
+from quantizer_core.runtime import GraphSession
+from tests.refinement.test_refine import setting
+
+_, _, prepared, plan, data = setting(1)
+products = [node.name for node in plan.nodes if node.op == "Conv2D"]
+with GraphSession(prepared.graph_def, prepared.inputs, products, threads=1, optimize=False) as session:
+    if sys.argv[1] == "after":
+        simulation = Simulation(prepared, plan, [{"x": row} for row in data])
+        parameters = nominal_parameters(Graph(prepared.graph_def), plan, None)
+        for node in simulation.steps:
+            simulation.compute(node, parameters[node.name].weights.dequantized())
+            simulation.finish(node, parameters[node.name].bias)
+    print(hashlib.sha256(b"".join(found.tobytes() for found in session.run({"x": data}))).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_fp32_graphs_give_the_same_bits_after_a_simulation_in_the_same_threads():
+    """Fed filters would leave another kernel for a batch of 1 in TensorFlow's store."""
+    found = [
+        subprocess.run([sys.executable, "-c", _FP32_RESULT, when], capture_output=True, text=True, check=True).stdout
+        for when in ("alone", "after")
+    ]
+    assert found[0] == found[1] != ""
 
 
 def test_rounding_to_nearest_is_a_choice():
