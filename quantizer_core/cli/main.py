@@ -13,6 +13,7 @@ import click
 
 from quantizer_core.cli.convert import convert
 from quantizer_core.cli.diff_ranges import diff_ranges
+from quantizer_core.cli.docker import docker
 from quantizer_core.cli.doctor import doctor
 from quantizer_core.cli.inspect import inspect
 from quantizer_core.cli.lineage import lineage
@@ -40,7 +41,7 @@ def cli() -> None:
     """Turn frozen FP32 TensorFlow graphs into INT8 ones, and see what that costs."""
 
 
-for command in (convert, diff_ranges, doctor, inspect, lineage, summarize_graph, make_tfrecords):
+for command in (convert, diff_ranges, docker, doctor, inspect, lineage, summarize_graph, make_tfrecords):
     cli.add_command(command)
 
 
