@@ -51,8 +51,9 @@ setup(
     packages=find_packages(
         include=["quantizer_core", "quantizer_core.*", "components", "components.*", "pipelines", "pipelines.*"]
     ),
+    package_data={"quantizer_core.zoo": ["*.json"]},
     python_requires=">=3.10,<3.11",
-    install_requires=["click>=8.1,<9", "numpy>=1.26,<2", "rich>=13", "tensorflow>=2.16,<2.17"],
+    install_requires=["click>=8.1,<9", "jsonschema>=4.18,<5", "numpy>=1.26,<2", "rich>=13", "tensorflow>=2.16,<2.17"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["quantizer = quantizer_core.cli.main:main"]},
     zip_safe=False,

@@ -37,7 +37,8 @@ def batch_size_within(
 ) -> int:
     """Returns ``config.batch_size``, or the largest batch of less memory than ``config.max_batch_bytes``; 1 at least.
 
-    A batch that the graph fixes is not for us to choose: then it is ``config.batch_size``.
+    A batch that the graph fixes is not for us to choose: then it is ``config.batch_size``. Images that keep their size
+    run one by one.
 
     Args:
       graph_def: the graph.
@@ -48,6 +49,8 @@ def batch_size_within(
     """
     if config.batch_size == 1 or batch_limit(inputs) is not None:
         return config.batch_size
+    if config.preprocess.kind == "image" and config.preprocess.resize == "none":
+        return 1  # images of any size do not stack
     needed = held + bytes_per_example(graph_def, inputs, outputs, config.preprocess)
     return max(1, min(config.batch_size, config.max_batch_bytes // max(1, needed)))
 
@@ -117,5 +120,7 @@ def _fed_shape(spec: TensorSpec, inputs: Sequence[TensorSpec], preprocess: Prepr
     shape = spec.shape[1:]
     if preprocess.kind == "image" and len(shape) == 3:
         layout = image_layout(preprocess, inputs)
+        if layout.size is None:
+            return spec.shape
         shape = (layout.channels, *layout.size) if layout.channels_first else (*layout.size, layout.channels)
     return (_PROBE_BATCH, *shape)

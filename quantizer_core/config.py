@@ -15,7 +15,7 @@ ROUNDINGS = ("second_order", "nearest")
 WEIGHT_CLIPPING = ("none", "mse")
 PREPROCESS_KINDS = ("tensors", "image", "module")
 NORMALIZATIONS = ("none", "unit", "inception", "torch", "caffe")
-RESIZES = ("stretch", "crop")
+RESIZES = ("stretch", "crop", "none")
 
 
 def _tuples(instance: object, *names: str) -> None:
@@ -54,7 +54,8 @@ class PreprocessConfig:
       image_size: for ``image``: (height, width) in pixels; empty takes them from the graph's input, which must then
         fix them.
       resize: for ``image``: ``stretch`` resizes bilinearly to the size; ``crop`` resizes the shorter side to 8/7 of
-        the size and cuts out the centre.
+        the size and cuts out the centre; ``none`` keeps each image's own, for graphs that take any (detectors), one
+        image a step.
       normalize: for ``image``: ``none`` keeps 0…255; ``unit`` x/255; ``inception`` x/127.5 - 1; ``torch``
         (x/255 - mean)/std with ImageNet's RGB statistics; ``caffe`` RGB minus (123.68, 116.78, 103.94).
       bgr: for ``image``: swap the channels to BGR after normalising.
@@ -83,6 +84,8 @@ class PreprocessConfig:
         object.__setattr__(self, "features", dict(self.features))
         if len(self.image_size) not in (0, 2) or any(not isinstance(s, int) or s <= 0 for s in self.image_size):
             raise ConfigError(f"image_size must be empty or two positive integers, not {self.image_size!r}")
+        if self.resize == "none" and self.image_size:
+            raise ConfigError(f"resize is 'none', but image_size is {list(self.image_size)}: give one of the two")
         if (self.kind == "module") != bool(self.module_file):
             raise ConfigError("module_file goes with preprocess kind 'module', and only with it")
 

@@ -262,6 +262,11 @@ def stack_batch(
     return feeds
 
 
+def alike(examples: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Returns whether all examples have the same shapes, and may so be put into one batch."""
+    return len({tuple((name, np.shape(value)) for name, value in sorted(each.items())) for each in examples}) < 2
+
+
 def check_machine() -> None:
     """Makes sure that INT8 graphs can run here.
 

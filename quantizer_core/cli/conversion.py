@@ -24,7 +24,8 @@ from quantizer_core.cli.steps import (
     converted,
 )
 from quantizer_core.config import QuantizationConfig
-from quantizer_core.errors import ConfigError, QuantizerError
+from quantizer_core.errors import ConfigError, QuantizerError, nearest
+from quantizer_core.evaluation.detectors import DETECTION_METRICS, evaluate_detectors, judge_detectors
 from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
 from quantizer_core.evaluation.run import evaluate
 from quantizer_core.export import export_saved_model
@@ -127,8 +128,10 @@ def _check_request(request: Request) -> None:
         raise ConfigError("--save_calibration goes with --calibration_data: --calibration names what is saved already")
     if request.report is not None and not request.evaluates:
         raise ConfigError("--report needs --evaluation_data or --evaluate_rest")
-    if request.metric not in METRICS:
-        raise ConfigError(f"--metric is {request.metric!r}; choose one of {', '.join(METRICS)}")
+    if request.metric not in (known := (*METRICS, *DETECTION_METRICS)):
+        raise ConfigError(
+            f"--metric is {request.metric!r}{nearest(request.metric, known)}; choose one of {', '.join(known)}"
+        )
     if not 0 <= request.max_drop <= 1:
         raise ConfigError(f"--max_drop must lie in [0, 1] (0.01 is one point), not {request.max_drop}")
     outputs = {name: getattr(request, name) for name in _OUTPUTS}
@@ -159,8 +162,13 @@ def _evaluate(
     quiet: bool,
 ) -> EvaluationResult:
     examples = comparison_examples(request, config, prepared)
+    graphs = (fp32_graph, conversion.graph_def, prepared.inputs, prepared.outputs)
     with step("Evaluating", quiet) as seen:
-        compared = evaluate(fp32_graph, conversion.graph_def, prepared.inputs, prepared.outputs, examples, config, seen)
+        if request.metric in DETECTION_METRICS:
+            labelled = request.metric == "coco_map"
+            found = evaluate_detectors(*graphs, examples, config, labelled=labelled, on_example=seen)
+            return judge_detectors(found, metric=request.metric, max_drop=request.max_drop)
+        compared = evaluate(*graphs, examples, config, seen)
     return judge(compared.counts, metric=request.metric, max_drop=request.max_drop)
 
 

@@ -7,9 +7,11 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
+from quantizer_core.cli.model_zoo import default_output
 from quantizer_core.errors import ConfigError, MachineError
 
 #: Where things lie in the container, as in 2020.
@@ -32,7 +34,7 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 @click.option("--dry-run", "--dry_run", is_flag=True, help="Print the exact command and run nothing.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def docker(ctx: click.Context, dry_run: bool, **options) -> None:
+def docker(ctx: click.Context, dry_run: bool, **options: Any) -> None:
     """Run model-zoo, or any COMMAND of quantizer, in a container.
 
     In the container the graph is /workspace/pretrained_model/NAME, data /workspace/dataset, and what is written to
@@ -88,8 +90,7 @@ def docker_command(
     if model is not None and command:
         raise ConfigError("give --model_name or a COMMAND, not both")
     if out_graph is None:
-        root, extension = os.path.splitext(in_graph)
-        out_graph = f"{root}_int8{extension or '.pb'}"
+        out_graph = default_output(in_graph)
     if model is not None and data_location is None:
         raise ConfigError("--model_name needs --data_location")
     target = os.path.dirname(os.path.abspath(out_graph))

@@ -18,6 +18,7 @@ from quantizer_core.cli.doctor import doctor
 from quantizer_core.cli.inspect import inspect
 from quantizer_core.cli.lineage import lineage
 from quantizer_core.cli.make_tfrecords import make_tfrecords
+from quantizer_core.cli.model_zoo import model_zoo
 from quantizer_core.cli.summarize_graph import summarize_graph
 from quantizer_core.errors import ConfigError, QuantizerError
 from quantizer_core.onednn import use_onednn
@@ -41,7 +42,7 @@ def cli() -> None:
     """Turn frozen FP32 TensorFlow graphs into INT8 ones, and see what that costs."""
 
 
-for command in (convert, diff_ranges, docker, doctor, inspect, lineage, summarize_graph, make_tfrecords):
+for command in (convert, diff_ranges, docker, doctor, inspect, lineage, model_zoo, summarize_graph, make_tfrecords):
     cli.add_command(command)
 
 

@@ -79,6 +79,7 @@ class CalibrationRequest:
     batch_size: int | None = None
     max_batch_bytes: int | None = None
     config: str | None = None
+    base: QuantizationConfig = QuantizationConfig()
 
     def check_data(self, compared: bool) -> None:
         """Raises ConfigError if the options on what to calibrate and compare on contradict each other.
@@ -111,12 +112,12 @@ class Calibrated:
 
 
 def config_of(request: CalibrationRequest) -> QuantizationConfig:
-    """Returns the config file's choices with the options over them.
+    """Returns the config file's choices, or ``base`` without one, with the options over them.
 
     Raises:
       ConfigError: if the file cannot be read, or a value does not fit.
     """
-    config = QuantizationConfig()
+    config = request.base
     if request.config is not None:
         try:
             with tf.io.gfile.GFile(request.config) as file:

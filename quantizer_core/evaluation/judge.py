@@ -138,22 +138,19 @@ def judge(
     """
     if metric not in METRICS:
         raise ConfigError(f"metric is {metric!r}{nearest(metric, METRICS)}; choose one of {', '.join(METRICS)}")
-    if not 0 <= max_drop <= 1:
-        raise ConfigError(f"max_drop must lie in [0, 1] (0.01 is one point), not {max_drop!r}")
     if not counts.examples:
         raise DataError("there are no examples to judge the INT8 graph by")
     # Without a finite output nothing else can be said, for any metric.
     fp32, int8 = (1.0, 0.0) if counts.nonfinite and metric == "similarity" else METRICS[metric](counts)
-    drop = fp32 - int8
-    blessed = not counts.nonfinite and drop <= max_drop + _EPSILON
+    blessed, reason = verdict(metric, fp32, int8, max_drop, counts.examples, counts.nonfinite)
     error, divergence = counts.relative_error(), counts.divergence()
     return EvaluationResult(
         blessed=blessed,
-        reason=_reason(counts, metric, fp32, int8, max_drop, blessed),
+        reason=reason,
         metric=metric,
         fp32=fp32,
         int8=int8,
-        drop=drop,
+        drop=fp32 - int8,
         max_drop=max_drop,
         agreement=counts.agreement / counts.classified if counts.classified else math.nan,
         mcnemar_p=mcnemar(counts.only_fp32, counts.only_int8) if counts.labelled else math.nan,
@@ -164,17 +161,24 @@ def judge(
     )
 
 
-def _reason(counts: EvaluationCounts, metric: str, fp32: float, int8: float, max_drop: float, blessed: bool) -> str:
-    if counts.nonfinite:
-        return f"INT8 gives NaN or infinity on {counts.nonfinite} of {counts.examples} examples where FP32 does not."
-    verdict = "within" if blessed else "more than"
+def verdict(metric: str, fp32: float, int8: float, max_drop: float, examples: int, nonfinite: int) -> tuple[bool, str]:
+    """Returns whether an INT8 graph with these figures is blessed, and the sentence on why or why not.
+
+    Raises:
+      ConfigError: if ``max_drop`` is no share.
+    """
+    if not 0 <= max_drop <= 1:
+        raise ConfigError(f"max_drop must lie in [0, 1] (0.01 is one point), not {max_drop!r}")
+    if nonfinite:
+        return False, f"INT8 gives NaN or infinity on {nonfinite} of {examples} examples where FP32 does not."
+    blessed = fp32 - int8 <= max_drop + _EPSILON
     if fp32 < int8:
         figures = f"rises from {fp32:.2%} (FP32) to {int8:.2%} (INT8)"
     else:
         figures = f"falls from {fp32:.2%} (FP32) to {int8:.2%} (INT8)" if fp32 > int8 else f"stays at {fp32:.2%}"
-    return (
-        f"{metric} {figures} on {counts.examples} examples: a drop of {100 * (fp32 - int8):.2f} points, "
-        f"{verdict} the {100 * max_drop:.2f} allowed."
+    return blessed, (
+        f"{metric} {figures} on {examples} examples: a drop of {100 * (fp32 - int8):.2f} points, "
+        f"{'within' if blessed else 'more than'} the {100 * max_drop:.2f} allowed."
     )
 
 

@@ -19,8 +19,8 @@ from quantizer_core.types import PreparedGraph
 
 #: Predicted divergence, in nats, that is left as it is: some three or four in a hundred classes differ there.
 TOLERATED = 0.004
-#: Share of the kernels with weights, and of the multiplications, that may stay FP32.
-MOST_KERNELS, MOST_PRODUCTS = 0.1, 0.1
+#: Share of the multiplications that may stay FP32.
+MOST_PRODUCTS = 0.1
 #: Share of the predicted divergence that must go with them.
 WORTH = 0.2
 
@@ -40,7 +40,7 @@ def first_in_float(
       examples: input name → array without batch dimension: what the loss is predicted on; not empty.
     """
     kernels = [node for node in plan.nodes if node.form in WEIGHTED_FORMS]
-    most = int(MOST_KERNELS * len(kernels))
+    most = _most(len(kernels))
     found = sensitivity(prepared, plan, examples) if most else None
     if found is None or sum(found.divergence.values()) <= TOLERATED:
         return {}
@@ -57,3 +57,8 @@ def first_in_float(
             best, least = first, left
     reason = f"in INT8 the first layers would make {1 - least / total:.0%} of the predicted loss of accuracy"
     return dict.fromkeys(best, reason)
+
+
+def _most(kernels: int) -> int:
+    """Returns how many of the kernels with weights may stay FP32: one in twenty, or two of twenty to forty."""
+    return int(min(max(2, kernels / 20), kernels / 10))

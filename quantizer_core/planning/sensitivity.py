@@ -21,11 +21,12 @@ from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.runtime import batch_size_for, stack_batch
+from quantizer_core.runtime import alike, batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
 
-#: Examples that are looked at, examples a step, and how often each one's class is drawn.
-EXAMPLES, BATCH, DRAWS = 16, 8, 2
+#: Examples that are looked at, examples a step (the way back needs every tensor of the way there: more than half a
+#: gigabyte an image for ResNet-101), and how often each one's class is drawn.
+EXAMPLES, BATCH, DRAWS = 16, 2, 2
 _FLOOR = 1e-30
 _PASSING = frozenset({"Identity", "Reshape", "Squeeze", "Cast"})
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ def sensitivity(
         except (LookupError, ValueError, TypeError) as error:
             _logger.info("no sensitivities: %s", error)
             return None
-        size = batch_size_for(prepared.graph_def, prepared.inputs, list(prepared.outputs), BATCH)
+        size = batch_size_for(
+            prepared.graph_def, prepared.inputs, list(prepared.outputs), BATCH if alike(examples) else 1
+        )
         totals = np.zeros(len(fetches))
         with tf.Session(graph=imported) as session:
             for start in range(0, len(examples), size):

@@ -23,7 +23,7 @@ class ImageLayout(NamedTuple):
 
     name: str
     dtype: str
-    size: tuple[int, int]
+    size: tuple[int, int] | None  # None: each image's own
     channels: int
     channels_first: bool
 
@@ -35,7 +35,8 @@ def image_layout(config: PreprocessConfig, inputs: Sequence[TensorSpec]) -> Imag
     in the last dimension.
 
     Raises:
-      ConfigError: if the graph has several inputs, the input is no image, or its size is unknown or another one.
+      ConfigError: if the graph has several inputs, the input is no image, its size is unknown or another one, or it is
+        fixed and images are to keep theirs.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -55,13 +56,21 @@ def image_layout(config: PreprocessConfig, inputs: Sequence[TensorSpec]) -> Imag
     if channels == 1 and (config.normalize in ("torch", "caffe") or config.bgr):
         raise ConfigError(f"graph input {spec.name!r} has 1 channel; normalize 'torch' and 'caffe' and bgr need 3")
     fixed = shape[2:4] if channels_first else shape[1:3]
+    channels_or_rgb = 3 if channels < 0 else channels
+    if config.resize == "none":
+        if min(fixed) > 0:
+            raise ConfigError(f"resize is 'none', but graph input {spec.name!r} takes images of {list(fixed)} alone")
+        return ImageLayout(spec.name, spec.dtype, None, channels_or_rgb, channels_first)
     size = config.image_size or fixed
     if min(size) < 0:
-        raise ConfigError(f"graph input {spec.name!r} does not fix the image's size; give image_size (height, width)")
+        raise ConfigError(
+            f"graph input {spec.name!r} does not fix the image's size; give image_size (height, width), or resize "
+            "'none' if it takes images of any size"
+        )
     for given, wanted in zip(size, fixed, strict=True):
         if wanted >= 0 and given != wanted:
             raise ConfigError(f"image_size is {list(size)}, but graph input {spec.name!r} has shape {list(shape)}")
-    return ImageLayout(spec.name, spec.dtype, (size[0], size[1]), 3 if channels < 0 else channels, channels_first)
+    return ImageLayout(spec.name, spec.dtype, (size[0], size[1]), channels_or_rgb, channels_first)
 
 
 def build(config: PreprocessConfig, inputs: Sequence[TensorSpec]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -77,7 +86,8 @@ def build(config: PreprocessConfig, inputs: Sequence[TensorSpec]) -> Callable[[t
         # The first frame of an animation, as three-dimensional uint8.
         image = tf.io.decode_image(parsed[config.image_key], channels=layout.channels, expand_animations=False)
         image.set_shape([None, None, layout.channels])
-        image = normalize(resize(image, layout.size, config.resize), config.normalize)
+        image = tf.cast(image, tf.float32) if layout.size is None else resize(image, layout.size, config.resize)
+        image = normalize(image, config.normalize)
         if config.bgr:
             image = image[..., ::-1]
         if layout.channels_first:

@@ -133,6 +133,16 @@ def test_a_missing_image_feature_is_named() -> None:
         decoder.decode(serialize({"image/encoded": int64_feature([1, 2])}))
 
 
+def test_images_keep_their_size_for_graphs_that_take_any() -> None:
+    specs = [TensorSpec("x", "uint8", (-1, -1, -1, 3))]
+    decoder = ExampleDecoder(PreprocessConfig(kind="image", resize="none"), specs)
+    found = decoder.decode(record(png(picture()))).feeds["x"]
+    np.testing.assert_array_equal(found, picture())
+    assert found.dtype == np.uint8
+    with pytest.raises(ConfigError, match="resize is 'none', but image_size is"):
+        PreprocessConfig(kind="image", resize="none", image_size=(4, 4))
+
+
 @pytest.mark.parametrize(
     ("specs", "options", "message"),
     [
@@ -140,6 +150,7 @@ def test_a_missing_image_feature_is_named() -> None:
         ([TensorSpec("x", "float32", (-1, 10))], {}, r"'x' is float32\[-1, 10\], not a batch of images"),
         ([TensorSpec("x", "string", ())], {}, "not a batch of images"),
         ([TensorSpec("x", "float32", (-1, -1, -1, 3))], {}, "does not fix the image's size; give image_size"),
+        ([NHWC], {"resize": "none"}, "resize is 'none', but graph input 'input' takes images of"),
         ([NHWC], {"image_size": (9, 6)}, r"image_size is \[9, 6\], but graph input 'input' has shape"),
         ([TensorSpec("x", "float32", (-1, 8, 6, 5))], {}, "neither 1 nor 3 channels"),
         ([TensorSpec("x", "float32", (-1, 8, 6, 1))], {"normalize": "torch"}, "'x' has 1 channel"),

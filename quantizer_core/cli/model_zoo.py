@@ -1,0 +1,116 @@
+"""``quantizer model-zoo``: converts a model of the Model Zoo by what its registry entry says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from quantizer_core.cli.options import folder_options
+
+
+@click.command(name="model-zoo")
+@click.option("--model", required=True, metavar="NAME", help="A model of the registry; see --list.")
+@click.option("--in_graph", required=True, metavar="FILE", help="The frozen FP32 graph.")
+@click.option("--out_graph", metavar="FILE", help="The INT8 graph to write. [default: in_graph's name with _int8]")
+@click.option("--data_location", required=True, metavar="PATH",
+              help="Folder of images, or TFRecords of ImageNet or COCO (file, pattern or folder).")  # fmt: skip
+@click.option("--num_calibration_examples", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+              help="Calibrate on the first N examples.")  # fmt: skip
+@click.option("--evaluate", is_flag=True, help="Compare FP32 and INT8 on the examples behind them.")
+@click.option("--evaluation_data", metavar="PATH", help="Compare FP32 and INT8 on these examples instead.")
+@click.option("--metric", help="[default: the model's: top1, or coco_map for detectors]")
+@click.option("--max_drop", type=float, default=0.01, show_default=True, help="Largest loss of the metric accepted.")
+@click.option("--image_size", type=int, help="Height and width of the images, where the graph takes any.")
+@click.option("--label_offset", type=int, help="Added to the class. [default: as for ImageNet's TFRecords, from 1]")
+@folder_options
+@click.option("--registry", metavar="FILE.json", help="Another registry. [default: the nine models of 2020]")
+@click.option("--plan", metavar="FILE.json", help="Write which nodes run in INT8, and why others do not.")
+@click.option("--report", metavar="FILE.json", help="Write the figures of the evaluation.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table, and no progress.")
+@click.option("--list", "list_models", is_flag=True, is_eager=True, expose_value=False,
+              callback=lambda ctx, _, wanted: _list(ctx) if wanted else None,
+              help="List the models and exit.")  # fmt: skip
+@click.pass_context
+def model_zoo(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    """Convert a model of the Model Zoo to INT8: its inputs, outputs, exclusions, preprocessing and metric are known.
+
+    What the entry does not exclude becomes INT8. No checkout of the zoo is needed.
+
+    \b
+    quantizer model-zoo --model resnet50 --in_graph resnet50.pb --out_graph resnet50_int8.pb \\
+        --data_location imagenet_tfrecords/ --evaluate
+    """
+    from quantizer_core.cli.conversion import run
+    from quantizer_core.cli.report import as_text
+
+    result = run(request_of(**options), quiet=as_json)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result.facts(), indent=2, sort_keys=True))
+    else:
+        click.echo(as_text(result))
+    if result.evaluation is not None and not result.evaluation.blessed:
+        ctx.exit(3)
+
+
+def request_of(
+    *,
+    model: str,
+    in_graph: str,
+    out_graph: str | None,
+    data_location: str,
+    evaluate: bool,
+    metric: str | None,
+    image_size: int | None,
+    registry: str | None,
+    **options: Any,
+) -> Any:
+    """Returns the ``Request`` to convert a model as its registry entry and the options say.
+
+    Raises:
+      ConfigError: if the registry has no such model or does not fit its schema, or the model has no metric to evaluate
+        by.
+    """
+    from quantizer_core.cli.conversion import Request
+    from quantizer_core.errors import ConfigError
+    from quantizer_core.zoo import zoo_model
+    from quantizer_core.zoo.registry import MODELS
+
+    entry = zoo_model(model, registry or MODELS)
+    metric = metric or entry.metric
+    if not metric and (evaluate or options["evaluation_data"] is not None):
+        raise ConfigError(f"model {model!r} has no metric in the registry: give --metric")
+    size: dict[str, Any] = {}
+    if image_size is not None:
+        size = {"image_size": (image_size, image_size)}
+        if entry.config.preprocess.resize == "none":
+            size["resize"] = "stretch"
+    return Request(
+        input_graph=in_graph,
+        output_graph=out_graph or default_output(in_graph),
+        calibration_data=data_location,
+        evaluate_rest=evaluate,
+        metric=metric or "similarity",
+        mixed_precision=False,  # the entry says what stays FP32
+        base=entry.config,
+        **size,
+        **options,
+    )
+
+
+def default_output(in_graph: str) -> str:
+    """Returns the name of the INT8 graph beside the FP32 one, as in 2020."""
+    root, extension = os.path.splitext(in_graph)
+    return f"{root}_int8{extension or '.pb'}"
+
+
+def _list(ctx: click.Context) -> None:
+    from quantizer_core.zoo import load_models
+
+    for name, model in load_models().items():
+        click.echo(f"{name}: {', '.join(model.config.inputs)} -> {', '.join(model.config.outputs)} ({model.metric})")
+    ctx.exit()
