@@ -1,0 +1,258 @@
+"""Takes the nine Model Zoo graphs through ``quantizer model-zoo`` and measures how close and how much faster INT8 is.
+
+Their structure is that of the real models, their weights are seeded random numbers: accuracy means nothing, closeness
+to FP32 and speed do. Run it with ``python -m benchmarks.zoo``; it needs the shared data. Every step has a process of
+its own, FP32 and INT8 are timed in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks import accuracy_table
+from benchmarks.accuracy_cases import ROOT, shared_data
+from quantizer_core.zoo import load_models, zoo_model
+
+WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+#: Bars: share of the kernels with weights in INT8; mean cosine of a classifier's logits; share of FP32's boxes found.
+SHARE, COSINE, BOXES = 0.95, 0.99, 0.9
+CALIBRATION, COMPARED = 32, 32
+COLUMNS = ("graph", "INT8 of Conv2D, Depthwise, MatMul", "close to FP32", "FP32, ms", "INT8, ms", "faster", "size",
+           "calibration + conversion, s")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one graph.
+
+    Attributes:
+      name: its name in the registry.
+      weighted: nodes of ``WEIGHTED`` in INT8, and all.
+      closeness: mean cosine of the logits, or share of FP32's boxes that INT8 finds.
+      boxes: how many boxes of FP32 that is the share of; 0 for classifiers.
+      fp32, int8: milliseconds a step of batch 1, one a repeat.
+      size: bytes of the INT8 graph over those of the FP32 graph.
+      seconds: the whole command.
+    """
+
+    name: str
+    weighted: tuple[int, int]
+    closeness: float
+    boxes: int
+    fp32: tuple[float, ...]
+    int8: tuple[float, ...]
+    size: float
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast INT8 is: the median of the repeats, of which each has both."""
+        return statistics.median(one / other for one, other in zip(self.fp32, self.int8, strict=True))
+
+    @property
+    def missed(self) -> list[str]:
+        """What falls short of its bar."""
+        found = []
+        if self.weighted[0] < SHARE * self.weighted[1]:
+            found.append("share in INT8")
+        if self.closeness < (BOXES if self.boxes else COSINE):
+            found.append("closeness")
+        if self.ratio <= 1:
+            found.append("speed")
+        return found
+
+
+def images(count: int, behind: int = 0) -> list[bytes]:
+    """Returns serialized examples of the shared images behind the first ``behind``."""
+    from quantizer_core.data import read_examples
+
+    examples = list(read_examples(str(shared_data() / "images" / "nips2017_dev")))
+    return examples[behind : behind + count]
+
+
+def decoded(name: str, inputs: Sequence[Any], count: int) -> list[dict[str, np.ndarray]]:
+    """Returns what the graph is fed with for images that were not calibrated on."""
+    from quantizer_core.preprocessing.decoder import ExampleDecoder
+
+    preprocess = dataclasses.replace(zoo_model(name).config.preprocess, label_key="")
+    decoder = ExampleDecoder(dataclasses.replace(zoo_model(name).config, preprocess=preprocess), inputs)
+    return [decoder.decode(example).feeds for example in images(count, CALIBRATION)]
+
+
+def closeness(name: str, fp32: Path, int8: Path) -> tuple[float, int]:
+    """Compares two graphs on images: mean cosine of the logits and 0, or share of the boxes found and how many."""
+    from quantizer_core.evaluation.detectors import evaluate_detectors
+    from quantizer_core.graph.files import load_graph
+    from quantizer_core.graph.summarize import input_specs
+    from quantizer_core.runtime import GraphSession, stack_batch
+
+    model = zoo_model(name)
+    graphs = [load_graph(str(path)) for path in (fp32, int8)]
+    inputs = input_specs(graphs[0], model.config.inputs)
+    if model.metric == "coco_map":
+        run = evaluate_detectors(
+            *graphs, inputs, model.config.outputs, images(COMPARED, CALIBRATION), model.config, labelled=False
+        )
+        return run.matched / max(1, run.boxes), run.boxes
+    outputs = [logits(graphs[0], output) for output in model.config.outputs if output != "ArgMax"]
+    found = []
+    for graph in graphs:
+        with GraphSession(graph, inputs, outputs) as session:
+            found.append([session.run(stack_batch([feeds], inputs, 1)) for feeds in decoded(name, inputs, COMPARED)])
+    cosines = [cosine(*pair) for one, other in zip(*found, strict=True) for pair in zip(one, other, strict=True)]
+    return float(np.mean(cosines)), 0
+
+
+def logits(graph_def: Any, output: str) -> str:
+    """Returns the tensor that an output is the softmax of, else the output."""
+    from quantizer_core.graph.graph import Graph, node_of
+
+    graph = Graph(graph_def)
+    node = graph.node(node_of(output))
+    while node.op in ("Reshape", "Identity", "Squeeze"):
+        node = graph.node(node_of(node.input[0]))
+    return str(node.input[0]) if node.op == "Softmax" else output
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Returns the cosine of two tensors taken as vectors."""
+    x, y = (np.asarray(value, np.float64).ravel() for value in (one, other))
+    return float(x @ y / max(1e-30, np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+def milliseconds(name: str, path: Path, seconds: float = 4.0) -> float:
+    """Returns the median time of a step of batch 1, after two that do not count."""
+    from quantizer_core.graph.files import load_graph
+    from quantizer_core.graph.summarize import input_specs
+    from quantizer_core.runtime import GraphSession, stack_batch
+
+    model = zoo_model(name)
+    graph = load_graph(str(path))
+    inputs = input_specs(graph, model.config.inputs)
+    feeds = stack_batch(decoded(name, inputs, 1), inputs, 1)
+    times: list[float] = []
+    with GraphSession(graph, inputs, model.config.outputs) as session:
+        for _ in range(2):
+            session.run(feeds)
+        end = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            session.run(feeds)
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def child(*arguments: str) -> str:
+    """Runs a command of Python in a process of its own; returns its last line; raises ClickException if it fails."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return done.stdout.strip()
+
+
+def measure(name: str, folder: Path, repeats: int) -> Result:
+    """Makes the graph, converts it by the command line, compares and times it."""
+    zoo = shared_data() / "zoo"
+    fp32, int8 = folder / f"{name}.pb", folder / f"{name}_int8.pb"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not fp32.exists():
+        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(fp32))
+    start = time.perf_counter()
+    facts = json.loads(
+        child(
+            *("-m", "quantizer_core.cli.main", "model-zoo", "--model", name, "--in_graph", str(fp32)),
+            *("--out_graph", str(int8), "--data_location", str(shared_data() / "images" / "nips2017_dev")),
+            *("--num_calibration_examples", str(CALIBRATION), "--overwrite", "--json"),
+        )
+    )
+    seconds = time.perf_counter() - start
+    task = ("-m", "benchmarks.zoo", "--model", name, "--task")
+    close, boxes = json.loads(child(*task, "compare", str(fp32), str(int8)))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for path, found in zip((fp32, int8), times, strict=True):
+            found.append(float(child(*task, "time", str(path))))
+    counts = [count for op, count in facts["by_op"].items() if op in WEIGHTED]
+    return Result(
+        name, (sum(done for done, _ in counts), sum(total for _, total in counts)), close, boxes,
+        tuple(times[0]), tuple(times[1]), facts["int8_bytes"] / facts["fp32_bytes"], seconds,
+    )  # fmt: skip
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """Returns a result's texts, one a column."""
+    close = f"{result.closeness:.1%} of {result.boxes} boxes" if result.boxes else f"cosine {result.closeness:.4f}"
+    spread = sorted(one / other for one, other in zip(result.fp32, result.int8, strict=True))
+    return (
+        result.name,
+        "{} of {}".format(*result.weighted),
+        close,
+        f"{statistics.median(result.fp32):.1f}",
+        f"{statistics.median(result.int8):.1f}",
+        f"{result.ratio:.2f} × ({spread[0]:.2f}–{spread[-1]:.2f})",
+        f"{result.size:.2f} ×",
+        f"{result.seconds:.0f}",
+    )
+
+
+def markdown(results: Sequence[Result], machine: str) -> str:
+    """Returns the table in Markdown."""
+    lines = [
+        f"Measured on {machine}; batch 1, TensorFlow's own choice of threads, {len(results[0].fp32)} repeats in turn.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+    ]
+    lines += ["| " + " | ".join(cells(result)) + " |" for result in results]
+    short = [f"{result.name} ({', '.join(result.missed)})" for result in results if result.missed]
+    return "\n".join([*lines, "", f"Short of a bar: {', '.join(short) or 'none'}."])
+
+
+@click.command()
+@click.option("--model", "models", type=click.Choice(list(load_models())), multiple=True, help="Models; default: all.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Timings of each graph.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=ROOT / "build" / "zoo",
+              help="Where the graphs are made, 1.2 GB for all nine. [default: build/zoo]")  # fmt: skip
+@click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write the table into this file too, between its marks.")  # fmt: skip
+@click.option("--task", type=click.Choice(["compare", "time"]), hidden=True)
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+def main(
+    models: tuple[str, ...], repeats: int, folder: Path, page: Path | None, task: str | None, paths: tuple[Path, ...]
+) -> None:
+    """Convert the nine models of the zoo, and measure how close INT8 is to FP32 and how much faster."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if task == "compare":
+        click.echo(json.dumps(closeness(models[0], *paths)))
+        return
+    if task == "time":
+        click.echo(milliseconds(models[0], *paths))
+        return
+    if not (shared_data() / "zoo").is_dir():
+        raise click.ClickException(f"no shared data in {shared_data()}; name its folder in QUANTIZER_SHARED_DATA")
+    results = []
+    for name in models or tuple(load_models()):
+        results.append(measure(name, folder.resolve(), repeats))
+        click.echo("  ".join(cells(results[-1])))
+    if page is not None:
+        accuracy_table.write_markdown(page, markdown(results, accuracy_table.machine()), "zoo")
+    if any(result.missed for result in results):
+        missed = [f"{result.name}: {', '.join(result.missed)}" for result in results if result.missed]
+        raise click.ClickException(f"bars missed: {'; '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()
