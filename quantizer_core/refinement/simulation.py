@@ -63,6 +63,8 @@ class Simulation:
         made = {**self._biased, **self._value}
         self._cuts = {node.name: made.get(node.output, node.output) for node in self.steps}
         self._last_use(graph)
+        # What TensorFlow does anew for every step takes time for every node: those behind the kernels are left out.
+        graph.prune([*self._cuts.values(), *self._value.values(), *(node.name for node in self.steps)])
         with tf.Graph().as_default() as imported:
             tf.import_graph_def(graph.to_graph_def(), name="")
         # Every step feeds and fetches other tensors: optimising the graph anew each time costs more than it gains.
@@ -133,34 +135,10 @@ class Simulation:
 
     def compute(self, node: NodePlan, filters: np.ndarray) -> np.ndarray:
         """Computes a kernel's convolution or matrix product; returns its mean in each output channel, no bias added."""
-        self._products = self._run(node, self._with_filters(node, filters))
+        operation = self._session.graph.get_operation_by_name(node.name)
+        inputs = self._run(node, operation.inputs[0].name)
+        self._products = _computed(operation.node_def, inputs, filters)
         return mean_over_positions(self._products)
-
-    def _with_filters(self, node: NodePlan, filters: np.ndarray) -> str:
-        """Adds a copy of a kernel's node with these filters as a constant; returns its name.
-
-        Were the filters fed, oneDNN might choose another kernel for a batch of 1; and TensorFlow, whose store of
-        kernels of each thread does not tell the two apart, would go on with it in every FP32 graph of this process
-        that has a convolution of the same shapes, or not, as threads happen to be.
-        """
-        graph = self._session.graph
-        with graph.as_default():
-            original = graph.get_operation_by_name(node.name)
-            constant = tf.constant(filters)
-            copy = original.node_def
-            copy.name = f"{node.name}/computed"
-            stand_ins = [
-                tf.NodeDef(name=f"input{index}", op="Placeholder", attr={"dtype": copy.attr["T"]}) for index in range(2)
-            ]
-            del copy.input[:]
-            copy.input.extend([stand_in.name for stand_in in stand_ins])
-            made = tf.import_graph_def(
-                tf.GraphDef(node=[*stand_ins, copy]),
-                input_map={"input0": original.inputs[0], "input1": constant},
-                return_elements=[copy.name],
-                name="",
-            )
-        return made[0].name
 
     def summand_means(self, node: NodePlan) -> np.ndarray:
         """Returns the mean of a fused sum's rounded summand in each channel."""
@@ -197,6 +175,26 @@ class Simulation:
     def close(self) -> None:
         """Frees the session."""
         self._session.close()
+
+
+def _computed(node: tf.NodeDef, inputs: Sequence[np.ndarray], filters: np.ndarray) -> list[np.ndarray]:
+    """Runs a convolution or matrix product on arrays with a batch dimension, its filters being a constant.
+
+    Were the filters fed, oneDNN might choose another kernel for a batch of 1; and TensorFlow, whose store of kernels of
+    each thread does not tell the two apart, would go on with it in every FP32 graph of this process that has a
+    convolution of the same shapes, or not, as threads happen to be.
+    """
+    with tf.Graph().as_default() as graph:
+        copy = tf.NodeDef(name="node", op=node.op, input=["fed", "filters"], attr=node.attr)
+        stand_ins = [tf.NodeDef(name=name, op="Placeholder", attr={"dtype": node.attr["T"]}) for name in copy.input]
+        fed = tf.placeholder(tf.float32, [None, *inputs[0].shape[1:]])
+        result = tf.import_graph_def(
+            tf.GraphDef(node=[*stand_ins, copy]),
+            input_map={"fed": fed, "filters": tf.constant(filters)},
+            return_elements=["node:0"],
+        )[0]
+    with tf.Session(graph=graph) as session:
+        return [session.run(result, {fed: each}) for each in inputs]
 
 
 def mean_over_positions(batches: Sequence[np.ndarray]) -> np.ndarray:
