@@ -153,15 +153,13 @@ class Gathered:
         Raises:
           CommandError: if a tensor that every run computes was never told of.
         """
-        missing = [
-            name for name in self._watched if name not in self.tensors and node_of(name) not in self._sporadic
-        ]  # fmt: skip
+        unseen = dict.fromkeys((name for name in self._watched if name not in self.tensors), TensorStatistics())
+        missing = [name for name in unseen if node_of(name) not in self._sporadic]
         if missing:
             raise CommandError(
                 f"the calibration command never computed {missing[0]!r} ({len(missing)} of the {len(self._watched)} "
                 f"watched tensors): it has to fetch the outputs {', '.join(self._prepared.outputs)}"
             )
-        unseen = {name: TensorStatistics() for name in self._watched if name not in self.tensors}
         statistics = CalibrationStatistics({**self.tensors, **unseen}, self._examples)
         return CalibrationRun(statistics, ReadCounts(self._examples), tuple(self._kept.chosen()))
 
@@ -173,6 +171,8 @@ class Gathered:
 
     def _sample(self, record: Record) -> None:
         specs = self._prepared.inputs
+        if len(record.arrays) != len(specs):
+            raise CommandError(f"the command's log tells of {len(record.arrays)} inputs; this graph has {len(specs)}")
         feeds: Mapping[str, np.ndarray] = dict(zip((spec.name for spec in specs), record.arrays, strict=True))
         with contextlib.suppress(DataError):  # a batch that no example can be made of tells its ranges all the same
             for example in examples_of_batch(feeds, specs):
@@ -180,13 +180,16 @@ class Gathered:
 
 
 def _statistics(record: Record) -> TensorStatistics:
-    """Returns the statistics of one run, as ``Observer`` counts them."""
+    """Returns the statistics of one run, as ``Observer`` counts them.
+
+    Where a value is not finite, or a tensor empty, only that is told: there is one error of it in the end.
+    """
     (minima, maxima), keys, counts, *channels = record.arrays
     empty = np.isposinf(minima) & np.isneginf(maxima)
     nan = np.isnan(minima) | np.isnan(maxima)
     positive, negative = np.isposinf(maxima) & ~nan & ~empty, np.isneginf(minima) & ~nan & ~empty
     finite = ~(empty | nan | positive | negative)
-    if not finite.all():  # of these there is one error in the end, or nothing to add
+    if not finite.all():
         return TensorStatistics(len(minima), int(nan.sum()), int(positive.sum()), int(negative.sum()))
     keys, counts = np.where(keys == _MINUS_ZERO, 0, keys), counts.astype(np.int64)
     bins, places = np.unique(keys.astype(np.uint16), return_inverse=True)

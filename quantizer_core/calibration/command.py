@@ -103,17 +103,20 @@ def _read(process: subprocess.Popen[bytes], on_data: Callable[[bytes], None], ti
     with contextlib.suppress(OSError):  # a write that finds room is never split
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     started = last = time.monotonic()
+
+    def check_time() -> None:
+        if timeout is not None and time.monotonic() - started >= timeout:
+            raise CommandError(
+                f"the calibration command took longer than {timeout:g} seconds and was ended: allow it more time, or "
+                "give it fewer examples"
+            )
+
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
-            now = time.monotonic()
-            left = _PATIENCE if timeout is None else started + timeout - now
-            if left <= 0:
-                raise CommandError(
-                    f"the calibration command took longer than {timeout:g} seconds and was ended: allow it more time, "
-                    "or give it fewer examples"
-                )
-            if selector.select(min(left, _PATIENCE)):
+            check_time()
+            left = _PATIENCE if timeout is None else min(_PATIENCE, max(0.0, started + timeout - time.monotonic()))
+            if selector.select(left):
                 data = os.read(pipe, _CHUNK)
                 if not data:
                     break
@@ -121,9 +124,8 @@ def _read(process: subprocess.Popen[bytes], on_data: Callable[[bytes], None], ti
                 on_data(data)
             elif process.poll() is not None and time.monotonic() - last >= _PATIENCE:
                 return  # something that it left running keeps the pipe open and has nothing to say
-    while timeout is not None and process.poll() is None:  # it has closed its outputs but goes on
-        if time.monotonic() - started >= timeout:
-            raise CommandError(f"the calibration command took longer than {timeout:g} seconds and was ended")
+    while process.poll() is None:  # it has closed its outputs but goes on
+        check_time()
         time.sleep(0.05)
 
 
