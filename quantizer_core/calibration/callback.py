@@ -126,7 +126,7 @@ class Gathered:
         self._kept = SmallestHashes(KEPT_RECORDS)
         self._watched = {observed.name: observed for observed in prepared.observed}
         self._on_example = on_example
-        self._examples = 0
+        self._examples = self._fed = 0
 
     def add(self, record: Record) -> None:
         """Takes a record.
@@ -160,8 +160,10 @@ class Gathered:
                 f"the calibration command never computed {missing[0]!r} ({len(missing)} of the {len(self._watched)} "
                 f"watched tensors): it has to fetch the outputs {', '.join(self._prepared.outputs)}"
             )
-        statistics = CalibrationStatistics({**self.tensors, **unseen}, self._examples)
-        return CalibrationRun(statistics, ReadCounts(self._examples), tuple(self._kept.chosen()))
+        # A graph that is watched in loops and branches alone, its inputs unseen, tells of no example but by these.
+        examples = self._examples or max(found.examples for found in self.tensors.values())
+        statistics = CalibrationStatistics({**self.tensors, **unseen}, examples)
+        return CalibrationRun(statistics, ReadCounts(examples), tuple(self._kept.chosen()))
 
     def _count(self, examples: int) -> None:
         if examples > self._examples:
@@ -173,6 +175,8 @@ class Gathered:
         specs = self._prepared.inputs
         if len(record.arrays) != len(specs):
             raise CommandError(f"the command's log tells of {len(record.arrays)} inputs; this graph has {len(specs)}")
+        self._fed += record.examples
+        self._count(self._fed)
         feeds: Mapping[str, np.ndarray] = dict(zip((spec.name for spec in specs), record.arrays, strict=True))
         with contextlib.suppress(DataError):  # a batch that no example can be made of tells its ranges all the same
             for example in examples_of_batch(feeds, specs):
@@ -190,7 +194,16 @@ def _statistics(record: Record) -> TensorStatistics:
     positive, negative = np.isposinf(maxima) & ~nan & ~empty, np.isneginf(minima) & ~nan & ~empty
     finite = ~(empty | nan | positive | negative)
     if not finite.all():
-        return TensorStatistics(len(minima), int(nan.sum()), int(positive.sum()), int(negative.sum()))
+        return TensorStatistics(
+            examples=len(minima),
+            nan=int(nan.sum()),
+            positive_infinite=int(positive.sum()),
+            negative_infinite=int(negative.sum()),
+            channel_sums=np.zeros((2, channels[0].shape[1]), np.int64) if channels else None,
+            channel_extremes=(
+                np.repeat(np.float32([[np.inf], [-np.inf]]), channels[1].shape[1], 1) if len(channels) > 1 else None
+            ),
+        )
     keys, counts = np.where(keys == _MINUS_ZERO, 0, keys), counts.astype(np.int64)
     bins, places = np.unique(keys.astype(np.uint16), return_inverse=True)
     totals = np.zeros(len(bins), np.int64)
