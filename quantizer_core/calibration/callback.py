@@ -80,11 +80,11 @@ def calibrate_by_callback(
         save_graph(instrument(prepared, with_inputs=config.refine_examples > 0), path, overwrite=True)
         words = command_words(command, path)
         code = run_command(words, reader.feed, timeout)
+    reader.finish(whole=code == 0)
     told = f"; it said last: {' | '.join(last)}" if last else "; it printed nothing else"
     if code:
         how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise CommandError(f"the calibration command {how}{told}")
-    reader.finish()
     if not gathered.tensors:
         raise CommandError(
             f"the calibration command ended well, but its log holds no ranges: did it load the graph that it was given "

@@ -64,12 +64,17 @@ class LogReader:
         while self._step():
             pass
 
-    def finish(self) -> None:
+    def finish(self, whole: bool = True) -> None:
         """Takes note that nothing more comes.
 
+        Args:
+          whole: False: the command failed, and no more of its last record is to be expected.
+
         Raises:
-          CommandError: if a record has no end.
+          CommandError: if the log is to be whole and a record has no end.
         """
+        if self._heading is not None and not whole:
+            return
         if self._heading is not None:
             raise CommandError(f"the command's log ends amid a record of {_name(self._heading)!r}: it was cut short")
         self._text(bytes(self._data) + b"\n")
