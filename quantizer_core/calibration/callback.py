@@ -124,7 +124,7 @@ class Gathered:
         self._prepared = prepared
         self._sporadic = sporadic_nodes(Graph(prepared.graph_def))
         self._kept = SmallestHashes(KEPT_RECORDS)
-        self._watched = {observed.name: observed for observed in prepared.observed}
+        self._watched = frozenset(observed.name for observed in prepared.observed)
         self._on_example = on_example
         self._examples = self._fed = 0
 
@@ -137,9 +137,7 @@ class Gathered:
         if not record.tensor:
             self._sample(record)
             return
-        watched = self._watched.get(record.tensor)
-        means = len(record.arrays) > 3
-        if watched is None or (watched.channel_axis is not None) != means:
+        if record.tensor not in self._watched or len(record.arrays) not in (3, 4, 5):
             raise CommandError(f"the command's log tells of tensor {record.tensor!r}, which this graph does not watch")
         found = _statistics(record)
         known = self.tensors.get(record.tensor)
@@ -153,7 +151,7 @@ class Gathered:
         Raises:
           CommandError: if a tensor that every run computes was never told of.
         """
-        unseen = dict.fromkeys((name for name in self._watched if name not in self.tensors), TensorStatistics())
+        unseen = dict.fromkeys(sorted(self._watched.difference(self.tensors)), TensorStatistics())
         missing = [name for name in unseen if node_of(name) not in self._sporadic]
         if missing:
             raise CommandError(
@@ -180,7 +178,9 @@ class Gathered:
         feeds: Mapping[str, np.ndarray] = dict(zip((spec.name for spec in specs), record.arrays, strict=True))
         with contextlib.suppress(DataError):  # a batch that no example can be made of tells its ranges all the same
             for example in examples_of_batch(feeds, specs):
-                self._kept.add(example_of(example, specs), digest_of(example))
+                digest = digest_of(example)
+                if self._kept.wants(digest):
+                    self._kept.add(example_of(example, specs), digest)
 
 
 def _statistics(record: Record) -> TensorStatistics:
@@ -201,7 +201,9 @@ def _statistics(record: Record) -> TensorStatistics:
             negative_infinite=int(negative.sum()),
             channel_sums=np.zeros((2, channels[0].shape[1]), np.int64) if channels else None,
             channel_extremes=(
-                np.repeat(np.float32([[np.inf], [-np.inf]]), channels[1].shape[1], 1) if len(channels) > 1 else None
+                np.repeat(np.array([[np.inf], [-np.inf]], np.float32), channels[1].shape[1], 1)
+                if len(channels) > 1
+                else None
             ),
         )
     keys, counts = np.where(keys == _MINUS_ZERO, 0, keys), counts.astype(np.int64)
