@@ -20,11 +20,13 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantizer_core.calibration.callback import calibrate_by_callback
     from quantizer_core.calibration.run import calibrate
     from quantizer_core.calibration.saved import SavedCalibration, load_calibration, save_calibration
     from quantizer_core.calibration.statistics import CalibrationStatistics
     from quantizer_core.config import PreprocessConfig, QuantizationConfig
     from quantizer_core.errors import (
+        CommandError,
         ConfigError,
         DataError,
         GraphError,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from quantizer_core.evaluation.run import evaluate
     from quantizer_core.graph.files import freeze_saved_model, load_graph, save_graph
     from quantizer_core.graph.summarize import summarize_graph
+    from quantizer_core.graph_converter import GraphConverter
     from quantizer_core.planning.make import make_plan
     from quantizer_core.planning.plan import QuantizationPlan
     from quantizer_core.prepare import prepare
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
 # Public name → the module that defines it.
 _HOMES = {
     "CalibrationStatistics": "quantizer_core.calibration.statistics",
+    "CommandError": "quantizer_core.errors",
     "ConfigError": "quantizer_core.errors",
     "DataError": "quantizer_core.errors",
+    "GraphConverter": "quantizer_core.graph_converter",
     "GraphError": "quantizer_core.errors",
     "MachineError": "quantizer_core.errors",
     "PreprocessConfig": "quantizer_core.config",
@@ -58,6 +63,7 @@ _HOMES = {
     "UnknownNodeError": "quantizer_core.errors",
     "VERSION": "quantizer_core.version",
     "calibrate": "quantizer_core.calibration.run",
+    "calibrate_by_callback": "quantizer_core.calibration.callback",
     "compare_layers": "quantizer_core.evaluation.layers",
     "convert": "quantizer_core.quantize",
     "evaluate": "quantizer_core.evaluation.run",
@@ -76,8 +82,10 @@ _HOMES = {
 __all__ = [
     "VERSION",
     "CalibrationStatistics",
+    "CommandError",
     "ConfigError",
     "DataError",
+    "GraphConverter",
     "GraphError",
     "MachineError",
     "PreprocessConfig",
@@ -87,6 +95,7 @@ __all__ = [
     "SavedCalibration",
     "UnknownNodeError",
     "calibrate",
+    "calibrate_by_callback",
     "compare_layers",
     "convert",
     "evaluate",

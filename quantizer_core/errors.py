@@ -35,6 +35,10 @@ class DataError(QuantizerError):
         self.reason = reason
 
 
+class CommandError(QuantizerError):
+    """A command that calibration runs cannot be started, fails, takes too long or prints no ranges."""
+
+
 class MachineError(QuantizerError):
     """The processor, the TensorFlow build or its settings cannot run the INT8 kernels."""
 

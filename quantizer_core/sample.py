@@ -35,6 +35,11 @@ class SmallestHashes:
     def __init__(self, count: int, chosen: tuple[Hashed, ...] | list[Hashed] = ()):
         self.count = count
         self._chosen = list(chosen)
+        self._largest: bytes | None = None  # of the digests, once the choice is full
+
+    def wants(self, digest: bytes) -> bool:
+        """Returns whether a record of this digest may be chosen: others need not be made to be added."""
+        return self.count > 0 and (self._largest is None or digest <= self._largest)
 
     def add(self, record: bytes, digest: bytes | None = None) -> None:
         """Takes a record; ``digest`` is what to order it by, if not its own SHA-256."""
@@ -43,6 +48,7 @@ class SmallestHashes:
         self._chosen.append((digest or hashlib.sha256(record).digest(), record))
         if len(self._chosen) >= 2 * self.count + 64:
             self._chosen = self.chosen()
+            self._largest = self._chosen[-1][0] if len(self._chosen) == self.count else None
 
     def __len__(self) -> int:
         return len(self._chosen)

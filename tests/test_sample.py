@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,12 @@ def test_order_and_sharding_leave_no_trace(records, count, random, cut):
         shards.append(shard)
     merged = SmallestHashes(count, [pair for shard in shards for pair in shard.chosen()])
     assert merged.chosen() == whole.chosen()
+    sparing = SmallestHashes(count)
+    for record in shuffled:
+        digest = hashlib.sha256(record).digest()
+        if sparing.wants(digest):
+            sparing.add(record, digest)
+    assert sparing.chosen() == whole.chosen()
     assert len(whole.chosen()) == min(count, len(records))
     assert len(whole) <= 2 * count + 64
 

@@ -263,7 +263,7 @@ def upper_halves(values: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class _Columns:
+class Columns:
     """Per-tensor results, to be joined into few fetches: each fetch of a step has its price."""
 
     minima: list[tf.Tensor] = dataclasses.field(default_factory=list)
@@ -291,10 +291,10 @@ def _instrument(
             tf.graph_util.import_graph_def(graph_def, name="")
         except (ValueError, tf.errors.OpError) as error:
             raise GraphError(f"TensorFlow cannot load the graph: {error}") from None
-        columns = _Columns()
+        columns = Columns()
         with tf.name_scope(_SCOPE):
             for tensor in observed:
-                _watch(graph, tensor, single, columns)
+                watch(graph, tensor, single, columns)
             calls = SporadicTensors(graph, sporadic) if sporadic else None
             if not observed:
                 return graph.as_graph_def(), (), calls
@@ -310,7 +310,22 @@ def _instrument(
         return graph.as_graph_def(), tuple(fetch.name for fetch in fetches), calls
 
 
-def _watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: _Columns) -> None:
+def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Columns) -> None:
+    """Adds nodes to a graph that reduce a tensor, example by example, and puts their results into ``columns``.
+
+    Minima and maxima [batch], means, minima and maxima of the channels [batch, channels] if it has a channel axis, and
+    sampled values [batch, n].
+
+    Args:
+      graph: the default graph, which holds the tensor.
+      observed: what to watch.
+      single: the whole tensor belongs to one example: the batch is 1.
+      columns: what the tensors watched before gave.
+
+    Raises:
+      UnknownNodeError: if the graph does not hold the tensor.
+      GraphError: if it is not float32, or has no such channel axis.
+    """
     tensor = tensor_of(graph, canonical(observed.name))
     if tensor.dtype != tf.float32:
         raise GraphError(f"tensor {observed.name!r} is {tensor.dtype.name}; only float32 tensors can be calibrated")

@@ -32,6 +32,7 @@ from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import save_graph
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
+from quantizer_core.stages import save_stages_after, stage_paths
 from quantizer_core.types import PreparedGraph
 from quantizer_core.whole_file import whole_file
 
@@ -51,6 +52,7 @@ class Request(CalibrationRequest):
     saved_model: str | None = None
     report: str | None = None
     overwrite: bool = False
+    debug: bool = False
 
     @property
     def evaluates(self) -> bool:
@@ -111,12 +113,14 @@ def run(request: Request, quiet: bool = False) -> Result:
         preprocess = dataclasses.replace(config.preprocess, label_key=LABEL_KEY)
         config = dataclasses.replace(config, preprocess=preprocess)
     _check_request(request)
-    ready = calibrated(request, config, quiet)
+    ready = calibrated(request, config, quiet, request.output_graph if request.debug else None)
     config, prepared, calibration = ready.config, ready.prepared, ready.calibration
     conversion = converted(ready, quiet)
     fp32_graph = ready.graph.graph_def
     evaluation = _evaluate(request, config, prepared, fp32_graph, conversion, quiet) if request.evaluates else None
     with step("Writing", quiet):
+        if request.debug:
+            save_stages_after(conversion, request.output_graph)
         _write(request, ready, conversion, evaluation)
     sizes = (fp32_graph.ByteSize(), conversion.graph_def.ByteSize())
     return Result(request, conversion.plan, calibration, evaluation, sizes)
@@ -125,7 +129,9 @@ def run(request: Request, quiet: bool = False) -> Result:
 def _check_request(request: Request) -> None:
     request.check_data(compared=request.evaluate_rest)
     if request.save_calibration is not None and request.calibration is not None:
-        raise ConfigError("--save_calibration goes with --calibration_data: --calibration names what is saved already")
+        raise ConfigError(
+            "--save_calibration goes with --calibration_data or --callback: --calibration names what is saved already"
+        )
     if request.report is not None and not request.evaluates:
         raise ConfigError("--report needs --evaluation_data or --evaluate_rest")
     if request.metric not in (known := (*METRICS, *DETECTION_METRICS)):
@@ -135,6 +141,8 @@ def _check_request(request: Request) -> None:
     if not 0 <= request.max_drop <= 1:
         raise ConfigError(f"--max_drop must lie in [0, 1] (0.01 is one point), not {request.max_drop}")
     outputs = {name: getattr(request, name) for name in _OUTPUTS}
+    if request.debug:
+        outputs |= {f"output_graph (its {stage})": path for stage, path in stage_paths(request.output_graph).items()}
     seen: dict[str, str] = {os.path.abspath(request.input_graph): "input_graph"}
     if request.calibration is not None:
         seen.setdefault(os.path.abspath(request.calibration), "calibration")
@@ -176,7 +184,7 @@ def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluati
     """Writes all outputs, or none: if one fails, those that were not there before are removed again."""
     config, prepared = ready.config, ready.prepared
     graph_def, inputs, outputs = conversion.graph_def, prepared.inputs, prepared.outputs
-    source = request.calibration_data or ""
+    source = request.calibration_data or request.callback or ""
     writers: list[tuple[str | None, Callable[[str], None]]] = [
         (
             request.saved_model,
@@ -186,7 +194,7 @@ def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluati
         (
             request.save_calibration,
             lambda path: save_calibration(
-                SavedCalibration.of(ready.calibration, prepared, config, source), path, request.overwrite
+                SavedCalibration.of(ready.calibration, prepared, ready.sample_config, source), path, request.overwrite
             ),
         ),
         (request.report, lambda path: _write_text(path, evaluation.to_json() if evaluation else "")),

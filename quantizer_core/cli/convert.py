@@ -6,11 +6,18 @@ from typing import Any
 
 import click
 
-from quantizer_core.cli.options import folder_options, graph_options, preprocess_options, quantization_options
+from quantizer_core.cli.options import (
+    callback_options,
+    folder_options,
+    graph_options,
+    preprocess_options,
+    quantization_options,
+)
 
 
 @click.command()
 @graph_options()
+@callback_options
 @click.option("--output_graph", required=True, metavar="FILE", help="The INT8 graph to write (.pb or .pbtxt).")
 @click.option("--evaluation_data", metavar="PATH", help="Compare FP32 and INT8 on these examples.")
 @click.option("--evaluate_rest", is_flag=True,
@@ -40,6 +47,12 @@ def convert(ctx: click.Context, as_json: bool, **options: Any) -> None:
     quantizer convert --input_graph mobilenet.pb --output_graph mobilenet_int8.pb \\
         --calibration_data photos/ --labels photos.csv --preprocess inception --label_offset 1 \\
         --num_calibration_examples 128 --evaluate_rest
+
+    With --callback a program of your own runs the graph, as the quantization tool of 2020 had it:
+
+    \b
+    quantizer convert --input_graph mobilenet.pb --output_graph mobilenet_int8.pb \\
+        --callback "python inference.py --input_graph={} --data_location photos/"
     """
     from quantizer_core.cli.conversion import Request, run
     from quantizer_core.cli.report import as_text

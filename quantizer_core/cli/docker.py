@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from quantizer_core.cli.model_zoo import default_output
 from quantizer_core.errors import ConfigError, MachineError
+from quantizer_core.graph.names import path_beside
 
 #: Where things lie in the container, as in 2020.
 WORKSPACE = "/workspace"
@@ -90,7 +90,7 @@ def docker_command(
     if model is not None and command:
         raise ConfigError("give --model_name or a COMMAND, not both")
     if out_graph is None:
-        out_graph = default_output(in_graph)
+        out_graph = path_beside(in_graph, "int8")
     if model is not None and data_location is None:
         raise ConfigError("--model_name needs --data_location")
     target = os.path.dirname(os.path.abspath(out_graph))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -77,6 +76,7 @@ def request_of(
     """
     from quantizer_core.cli.conversion import Request
     from quantizer_core.errors import ConfigError
+    from quantizer_core.graph.names import path_beside
     from quantizer_core.zoo import zoo_model
     from quantizer_core.zoo.registry import MODELS
 
@@ -91,7 +91,7 @@ def request_of(
             size["resize"] = "stretch"
     return Request(
         input_graph=in_graph,
-        output_graph=out_graph or default_output(in_graph),
+        output_graph=out_graph or path_beside(in_graph, "int8"),
         calibration_data=data_location,
         evaluate_rest=evaluate,
         metric=metric or "similarity",
@@ -100,12 +100,6 @@ def request_of(
         **size,
         **options,
     )
-
-
-def default_output(in_graph: str) -> str:
-    """Returns the name of the INT8 graph beside the FP32 one, as in 2020."""
-    root, extension = os.path.splitext(in_graph)
-    return f"{root}_int8{extension or '.pb'}"
 
 
 def _list(ctx: click.Context) -> None:

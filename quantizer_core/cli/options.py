@@ -144,6 +144,35 @@ def quantization_options(function: _Function) -> _Function:
     return _apply(options, function)
 
 
+def callback_options(function: _Function) -> _Function:
+    """Options on calibration by a command of the user's."""
+    options = [
+        click.option(
+            "--callback",
+            metavar="COMMAND",
+            help="Calibrate by a command that runs the graph on examples of its own, in place of --calibration_data. "
+            "{} in it, or the value of its --input_graph or --in-graph, becomes a graph that prints its ranges. It "
+            "runs without a shell.",
+        ),
+        click.option(
+            "--callback_timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="How long the command may take. [default: any time]",
+        ),
+        click.option(
+            "--debug",
+            type=bool,
+            is_flag=False,
+            flag_value="true",
+            default=False,
+            metavar="[BOOLEAN]",
+            help="Keep the intermediate graphs beside the INT8 one.",
+        ),
+    ]
+    return _apply(options, function)
+
+
 def folder_options(function: _Function) -> _Function:
     """Options on how a folder of files becomes examples."""
     options = [

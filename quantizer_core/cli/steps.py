@@ -6,8 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+import click
 import tensorflow as tf
 
+from quantizer_core.calibration.callback import calibrate_by_callback, sampled_config
+from quantizer_core.calibration.command import command_words
 from quantizer_core.calibration.run import CalibrationRun, calibrate
 from quantizer_core.calibration.saved import load_calibration
 from quantizer_core.cli.load import LoadedGraph, load
@@ -19,6 +22,7 @@ from quantizer_core.errors import ConfigError
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import check_machine
+from quantizer_core.stages import INSTRUMENTED, save_stages_before, stage_paths
 from quantizer_core.types import PreparedGraph
 
 #: Option of the commands → field of QuantizationConfig.
@@ -48,6 +52,8 @@ class CalibrationRequest:
     input_graph: str
     calibration_data: str | None = None
     calibration: str | None = None
+    callback: str | None = None
+    callback_timeout: float | None = None
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     signature: str | None = None
@@ -91,8 +97,17 @@ class CalibrationRequest:
             raise ConfigError("give --evaluation_data or --evaluate_rest, not both")
         if self.evaluate_rest and self.num_calibration_examples is None:
             raise ConfigError("--evaluate_rest needs --num_calibration_examples: the rest are the examples behind them")
-        if self.calibration is None and self.calibration_data is None:
-            raise ConfigError("give --calibration_data, or --calibration with what an earlier run saw")
+        if self.calibration is None and self.calibration_data is None and self.callback is None:
+            raise ConfigError(
+                "give --calibration_data, or --calibration with what an earlier run saw, or --callback with a command"
+            )
+        if self.callback is None and self.callback_timeout is not None:
+            raise ConfigError("--callback_timeout goes with --callback")
+        if self.callback is not None:
+            for option in ("calibration", "calibration_data"):
+                if getattr(self, option) is not None:
+                    raise ConfigError(f"give --callback or --{option}, not both: the command brings its own examples")
+            command_words(self.callback, self.input_graph)
         if self.calibration is not None and self.calibration_data is not None and not compared:
             raise ConfigError("give --calibration_data or --calibration, not both: the second takes the first's place")
         if self.calibration_data is None:
@@ -103,12 +118,21 @@ class CalibrationRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """A graph ready to convert: as loaded and as prepared, the whole config, and what calibration saw."""
+    """A graph ready to convert.
+
+    Attributes:
+      graph: as it was loaded.
+      config: every choice.
+      prepared: the graph as it was calibrated.
+      calibration: what that saw.
+      sample_config: the choices with the preprocessing of the sample that calibration kept.
+    """
 
     graph: LoadedGraph
     config: QuantizationConfig
     prepared: PreparedGraph
     calibration: CalibrationRun
+    sample_config: QuantizationConfig
 
 
 def config_of(request: CalibrationRequest) -> QuantizationConfig:
@@ -135,11 +159,19 @@ def config_of(request: CalibrationRequest) -> QuantizationConfig:
     return dataclasses.replace(config, preprocess=preprocess, **changes)
 
 
-def calibrated(request: CalibrationRequest, config: QuantizationConfig, quiet: bool = False) -> Calibrated:
+def calibrated(
+    request: CalibrationRequest, config: QuantizationConfig, quiet: bool = False, stages_beside: str | None = None
+) -> Calibrated:
     """Checks the machine, loads and prepares the graph, and calibrates it or takes a saved calibration.
 
+    Args:
+      request, config: the options.
+      quiet: show no progress.
+      stages_beside: path of the INT8 graph to keep the intermediate graphs beside; None keeps none.
+
     Raises:
-      QuantizerError: see ``check_machine``, ``load``, ``prepare``, ``calibrate`` and ``SavedCalibration.run_for``.
+      QuantizerError: see ``check_machine``, ``load``, ``prepare``, ``calibrate``, ``calibrate_by_callback`` and
+        ``SavedCalibration.run_for``.
     """
     check_machine()
     known = load_calibration(request.calibration) if request.calibration is not None else None
@@ -151,21 +183,36 @@ def calibrated(request: CalibrationRequest, config: QuantizationConfig, quiet: b
             outputs=graph.names(request.outputs or config.outputs, graph.outputs),
         )
         prepared = prepare(graph.graph_def, config)
+    if stages_beside is not None:
+        save_stages_before(prepared, stages_beside, config.refine_examples > 0)
+    unlabelled = _unlabelled(config)
     if known is not None:
         run = known.run_for(prepared, config, f"--calibration {request.calibration!r}")
-        return Calibrated(graph, config, prepared, run)
+        return Calibrated(graph, config, prepared, run, unlabelled)
+    if request.callback is not None:
+        with step("Calibrating", quiet) as seen:
+            run = calibrate_by_callback(
+                prepared,
+                request.callback,
+                config,
+                timeout=request.callback_timeout,
+                on_example=seen,
+                on_line=None if quiet else lambda line: click.echo(f"  {line}", err=True),
+                graph_path=stage_paths(stages_beside)[INSTRUMENTED] if stages_beside is not None else None,
+            )
+        return Calibrated(graph, config, prepared, run, sampled_config(config))
     found = examples_of(request, request.calibration_data or "", config, prepared)
     examples = itertools.islice(found, request.num_calibration_examples)
     with step("Calibrating", quiet) as seen:
-        calibration = calibrate(prepared, examples, _unlabelled(config), seen)
-    return Calibrated(graph, config, prepared, calibration)
+        calibration = calibrate(prepared, examples, unlabelled, seen)
+    return Calibrated(graph, config, prepared, calibration, unlabelled)
 
 
 def converted(ready: Calibrated, quiet: bool = False) -> Conversion:
     """Converts what was calibrated."""
     calibration = ready.calibration
     with step("Converting", quiet):
-        return convert(ready.prepared, calibration.statistics, _unlabelled(ready.config), calibration.sample)
+        return convert(ready.prepared, calibration.statistics, ready.sample_config, calibration.sample)
 
 
 def _unlabelled(config: QuantizationConfig) -> QuantizationConfig:

@@ -1,6 +1,8 @@
-"""How GraphDefs spell nodes, tensors and control inputs."""
+"""How GraphDefs spell nodes, tensors and control inputs, and how files of graphs are called after others."""
 
 from __future__ import annotations
+
+import os
 
 
 def node_of(tensor: str) -> str:
@@ -21,3 +23,9 @@ def port_of(tensor: str) -> int:
 def canonical(tensor: str) -> str:
     """Returns the spelling that GraphDefs use: ``a:0`` becomes ``a``; control inputs and other ports stay."""
     return tensor[:-2] if tensor.endswith(":0") else tensor
+
+
+def path_beside(graph: str, word: str) -> str:
+    """Returns the path of a graph made from another and beside it: ``a/b.pb`` gives ``a/b_word.pb``."""
+    root, extension = os.path.splitext(graph)
+    return f"{root}_{word}{extension or '.pb'}"
