@@ -21,9 +21,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO_OUTPUT ?= build/digits
 FROZEN_GRAPH_OUTPUT ?= build/frozen_graph
 TABULAR_OUTPUT ?= build/tabular
+# Of the Kubeflow specs: the image, where runs put artifacts, and where the steps find the data and push models.
+IMAGE ?= tfx-quantizer
+PIPELINE_ROOT ?= gs://BUCKET/tfx-quantizer
+DATA_ROOT ?= $(PIPELINE_ROOT)/data
+SERVING_ROOT ?= $(PIPELINE_ROOT)/serving
+GRAPH ?= $(DATA_ROOT)/frozen-graph/graph.pb
+# Stands for that graph's contents in the cache keys: change it with the graph.
+FINGERPRINT ?= 1
+KUBEFLOW_OUTPUT ?= build/kubeflow
+# More options of every runner, for example --cpu=Quantizer=8, and of the one for frozen graphs (add --config=@FILE).
+KUBEFLOW_ARGS ?=
+FROZEN_GRAPH_ARGS ?= --metric=agreement
+KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_root $(SERVING_ROOT) \
+	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
 
-.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo benchmark lock clean
+.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec benchmark lock clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +81,12 @@ frozen-graph-demo: setup  ## Take MobileNet's .pb and images of the shared data 
 
 tabular-demo: setup  ## Take CSV rows through Transform, a Trainer, the Quantizer and TFX's Evaluator.
 	$(PY) -m pipelines.tabular.local_runner --output $(TABULAR_OUTPUT)
+
+kubeflow-spec: setup  ## Compile every pipeline for Kubeflow (IMAGE=…, PIPELINE_ROOT=gs://…; more in docs/kubeflow.md).
+	$(PY) -m pipelines.digits.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/digits
+	$(PY) -m pipelines.tabular.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/tabular
+	$(PY) -m pipelines.frozen_graph.kubeflow_runner $(KUBEFLOW_OPTIONS) --graph $(GRAPH) --examples $(dir $(GRAPH)) \
+		--fingerprint $(FINGERPRINT) $(FROZEN_GRAPH_ARGS)
 
 benchmark: setup  ## Time the conversion of ResNet-50 and MobileNet (random weights).
 	$(PY) -m benchmarks.conversion

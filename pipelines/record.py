@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import ml_metadata as mlmd
 from ml_metadata.proto import metadata_store_pb2
 from tfx import v1 as tfx
+from tfx.dsl.components.base.base_node import BaseNode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RunRecord:
     """A run of a pipeline.
 
     Attributes:
-      states: component class → ``COMPLETE``, ``CACHED`` or ``FAILED``.
+      states: component class → ``COMPLETE``, ``CACHED`` or ``FAILED``; empty if the run was interactive.
       outputs: output key → artifact; where several steps have an output of that name, the first step's.
       steps: step (its id in the pipeline) → output key → artifact.
     """
@@ -61,17 +62,34 @@ def latest_run(metadata_path: str, pipeline_name: str) -> RunRecord:
     for event in events:
         artifact = artifacts[event.artifact_id]
         steps[names[event.execution_id]][event.path.steps[0].key] = Output(artifact.uri, _properties(artifact))
-    outputs: dict[str, Output] = {}
-    for of_step in steps.values():
-        outputs = {**of_step, **outputs}
     return RunRecord(
         states={
             execution.type.rpartition(".")[2]: metadata_store_pb2.Execution.State.Name(execution.last_known_state)
             for execution in executions
         },
-        outputs=outputs,
+        outputs=_first_of_each(steps),
         steps=steps,
     )
+
+
+def record_of(nodes: Iterable[BaseNode]) -> RunRecord:
+    """Returns what nodes made that an ``InteractiveContext`` ran, in their order; of one that did not run, nothing."""
+    steps = {
+        node.id: {
+            key: Output(artifact.uri, _properties(artifact.mlmd_artifact))
+            for key, channel in node.outputs.items()
+            for artifact in list(channel.get())[:1]
+        }
+        for node in nodes
+    }
+    return RunRecord(states={}, outputs=_first_of_each(steps), steps=steps)
+
+
+def _first_of_each(steps: Mapping[str, Mapping[str, Output]]) -> dict[str, Output]:
+    outputs: dict[str, Output] = {}
+    for of_step in steps.values():
+        outputs = {**of_step, **outputs}
+    return outputs
 
 
 def _step(store: mlmd.MetadataStore, execution: metadata_store_pb2.Execution, pipeline_name: str) -> str:

@@ -13,15 +13,21 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.digits import kubeflow_runner as digits_runner
 from pipelines.frozen_graph import kubeflow_runner as frozen_graph_runner
 from pipelines.kubeflow import deployment, read_spec
+from pipelines.tabular import kubeflow_runner as tabular_runner
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError
 
 WHERE = ["--image", "registry/quantizer:1", "--pipeline_root", "gs://b/runs", "--serving_root", "gs://b/serving"]
 DIGITS = [*WHERE, "--data_root", "gs://b/digits"]
+TABULAR = [*WHERE, "--data_root", "gs://b/rows"]
 FROZEN_GRAPH = [*WHERE, "--graph", "gs://b/net.pb", "--examples", "gs://b/data", "--metric", "agreement"]
 FINGERPRINT = ["--fingerprint", "v1"]
 
 DIGITS_NODES = {"ImportExampleGen", "Trainer", "Freezer", "Quantizer", "Pusher"}
+TABULAR_NODES = {
+    *("CsvExampleGen", "StatisticsGen", "SchemaGen", "Transform", "Trainer"),
+    *("Freezer", "Quantizer", "Evaluator", "BulkInferrer", "Pusher"),
+}
 FROZEN_GRAPH_NODES = {"ImportExampleGen", "GraphImporter", "Quantizer", "Pusher"}
 
 ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec
@@ -30,12 +36,12 @@ ResourceSpec = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.
 @pytest.fixture(autouse=True)
 def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the runners from turning down the logging of the whole test process."""
-    for runner in (digits_runner, frozen_graph_runner):
+    for runner in (digits_runner, frozen_graph_runner, tabular_runner):
         monkeypatch.setattr(runner, "quiet", lambda: None)
 
 
 def compiled(output: Path, *arguments: str) -> Path:
-    """Compiles the digits pipeline, or the frozen graph one if the arguments name a graph."""
+    """Compiles the digits pipeline, or the one that the arguments are for (see ``invoke``)."""
     result = invoke(output, *arguments)
     assert result.exit_code == 0, result.output
     (path,) = output.rglob("*.yaml")
@@ -44,14 +50,21 @@ def compiled(output: Path, *arguments: str) -> Path:
 
 
 def invoke(output: Path, *arguments: str) -> Result:
+    """Calls the runner of the frozen graph if the arguments name one, the tabular one if they name its data."""
     runner = frozen_graph_runner if "--graph" in arguments else digits_runner
+    if TABULAR[-1] in arguments or "--min_accuracy" in arguments:
+        runner = tabular_runner
     return CliRunner().invoke(runner.main, [*arguments, "--output", str(output)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "name", "nodes"),
-    [(DIGITS, "digits", DIGITS_NODES), ([*FROZEN_GRAPH, *FINGERPRINT], "frozen-graph", FROZEN_GRAPH_NODES)],
-    ids=["digits", "frozen_graph"],
+    [
+        (DIGITS, "digits", DIGITS_NODES),
+        (TABULAR, "tabular", TABULAR_NODES),
+        ([*FROZEN_GRAPH, *FINGERPRINT], "frozen-graph", FROZEN_GRAPH_NODES),
+    ],
+    ids=["digits", "tabular", "frozen_graph"],
 )
 def test_one_create_pipeline_compiles_to_a_spec_that_kfp_loads(
     tmp_path: Path, arguments: list[str], name: str, nodes: set[str]
@@ -138,6 +151,33 @@ def test_graph_that_cannot_be_read_here_needs_a_fingerprint(tmp_path: Path) -> N
     assert result.exit_code == 1
     assert "none.pb cannot be read" in result.output
     assert compiled(tmp_path / "out", *arguments, *FINGERPRINT).exists()
+
+
+def test_evaluator_of_the_tabular_pipeline_gates_the_push_against_fp32(tmp_path: Path) -> None:
+    options = ["--max_drop", "0.03", "--min_accuracy", "0.8", "--train_steps", "7"]
+    tasks = read_spec(str(compiled(tmp_path, *TABULAR, *options))).root.dag.tasks
+    sources = {
+        (name, key): source.task_output_artifact.producer_task
+        for name in ("Evaluator", "Pusher", "BulkInferrer")
+        for key, source in tasks[name].inputs.artifacts.items()
+    }
+    assert sources["Evaluator", "model"] == "Quantizer"
+    assert sources["Evaluator", "baseline_model"] == "Trainer"
+    assert sources["Pusher", "model_blessing"] == sources["BulkInferrer", "model_blessing"] == "Evaluator"
+    given = {name: value.runtime_value.constant for name, value in tasks["Evaluator"].inputs.parameters.items()}
+    (metrics,) = json.loads(given["eval_config"].string_value)["metrics_specs"]
+    threshold = metrics["metrics"][1]["threshold"]
+    assert threshold["value_threshold"] == {"lower_bound": 0.8}
+    assert threshold["change_threshold"]["absolute"] == -0.03
+    trained = tasks["Trainer"].inputs.parameters["train_args"].runtime_value.constant.string_value
+    assert json.loads(trained)["num_steps"] == 7
+    assert tasks["Quantizer"].inputs.parameters["max_drop"].runtime_value.constant.number_value == 0.03
+
+
+def test_rows_are_written_on_demand(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    compiled(tmp_path / "out", *WHERE, "--data_root", str(data), "--write_data", "--min_accuracy", "0.9")
+    assert [path.name for path in data.iterdir()] == ["breast_cancer.csv"]
 
 
 def test_digits_are_written_on_demand(tmp_path: Path) -> None:
