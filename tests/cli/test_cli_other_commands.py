@@ -42,7 +42,8 @@ def test_help_and_wrong_use_need_no_tensorflow(arguments: list[str]) -> None:
 
 def test_commands_and_version() -> None:
     assert sorted(cli.commands) == [
-        *("convert", "diff-ranges", "doctor", "inspect", "lineage", "make-tfrecords", "summarize-graph")
+        *("convert", "diff-ranges", "docker", "doctor", "inspect", "lineage", "make-tfrecords", "model-zoo"),
+        "summarize-graph",
     ]
     assert VERSION in run("--version").stdout
 
