@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Any
 
 import click
 
-from quantizer_core.cli.options import folder_options
+from quantizer_core.cli.options import debug_option, folder_options
+
+#: Examples to calibrate on where no number is given.
+EXAMPLES = 100
 
 
 @click.command(name="model-zoo")
@@ -15,8 +20,12 @@ from quantizer_core.cli.options import folder_options
 @click.option("--out_graph", metavar="FILE", help="The INT8 graph to write. [default: in_graph's name with _int8]")
 @click.option("--data_location", required=True, metavar="PATH",
               help="Folder of images, or TFRecords of ImageNet or COCO (file, pattern or folder).")  # fmt: skip
-@click.option("--num_calibration_examples", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
-              help="Calibrate on the first N examples.")  # fmt: skip
+@click.option("--models_zoo_location", metavar="DIR",
+              help="A checkout of the Model Zoo: calibrate by its script, on --data_location.")  # fmt: skip
+@click.option("--models_source_dir", metavar="DIR",
+              help="The model's sources, where the zoo's script wants them.")  # fmt: skip
+@click.option("--num_calibration_examples", type=click.IntRange(min=1), metavar="N",
+              help="Calibrate on the first N examples. [default: 100]")  # fmt: skip
 @click.option("--evaluate", is_flag=True, help="Compare FP32 and INT8 on the examples behind them.")
 @click.option("--evaluation_data", metavar="PATH", help="Compare FP32 and INT8 on these examples instead.")
 @click.option("--metric", help="[default: the model's: top1, or coco_map for detectors]")
@@ -24,6 +33,7 @@ from quantizer_core.cli.options import folder_options
 @click.option("--image_size", type=int, help="Height and width of the images, where the graph takes any.")
 @click.option("--label_offset", type=int, help="Added to the class. [default: as for ImageNet's TFRecords, from 1]")
 @folder_options
+@debug_option
 @click.option("--registry", metavar="FILE.json", help="Another registry. [default: the nine models of 2020]")
 @click.option("--plan", metavar="FILE.json", help="Write which nodes run in INT8, and why others do not.")
 @click.option("--report", metavar="FILE.json", help="Write the figures of the evaluation.")
@@ -36,7 +46,8 @@ from quantizer_core.cli.options import folder_options
 def model_zoo(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Convert a model of the Model Zoo to INT8: its inputs, outputs, exclusions, preprocessing and metric are known.
 
-    What the entry does not exclude becomes INT8. No checkout of the zoo is needed.
+    What the entry does not exclude becomes INT8. No checkout of the zoo is needed; with --models_zoo_location the zoo's
+    own script runs the graph, as in 2020.
 
     \b
     quantizer model-zoo --model resnet50 --in_graph resnet50.pb --out_graph resnet50_int8.pb \\
@@ -62,6 +73,9 @@ def request_of(
     in_graph: str,
     out_graph: str | None,
     data_location: str,
+    models_zoo_location: str | None,
+    models_source_dir: str | None,
+    num_calibration_examples: int | None,
     evaluate: bool,
     metric: str | None,
     image_size: int | None,
@@ -71,8 +85,8 @@ def request_of(
     """Returns the ``Request`` to convert a model as its registry entry and the options say.
 
     Raises:
-      ConfigError: if the registry has no such model or does not fit its schema, or the model has no metric to evaluate
-        by.
+      ConfigError: if the registry has no such model or does not fit its schema, the model has no metric to evaluate
+        by, or options do not go together.
     """
     from quantizer_core.cli.conversion import Request
     from quantizer_core.errors import ConfigError
@@ -89,14 +103,27 @@ def request_of(
         size = {"image_size": (image_size, image_size)}
         if entry.config.preprocess.resize == "none":
             size["resize"] = "stretch"
+    if models_zoo_location is None:
+        if models_source_dir is not None:
+            raise ConfigError("--models_source_dir goes with --models_zoo_location")
+        count = num_calibration_examples or EXAMPLES
+        source: dict[str, Any] = {"calibration_data": data_location, "num_calibration_examples": count}
+    else:
+        for option, given in (("evaluate", evaluate), ("num_calibration_examples", num_calibration_examples)):
+            if given:
+                raise ConfigError(
+                    f"--{option} does not go with --models_zoo_location, whose script has its own examples"
+                )
+        launch = entry.launch_command(models_zoo_location, data_location, models_source_dir, sys.executable)
+        source = {"callback": shlex.join(launch)}
     return Request(
         input_graph=in_graph,
         output_graph=out_graph or path_beside(in_graph, "int8"),
-        calibration_data=data_location,
         evaluate_rest=evaluate,
         metric=metric or "similarity",
         mixed_precision=False,  # the entry says what stays FP32
         base=entry.config,
+        **source,
         **size,
         **options,
     )

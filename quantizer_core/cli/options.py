@@ -144,6 +144,19 @@ def quantization_options(function: _Function) -> _Function:
     return _apply(options, function)
 
 
+def debug_option(function: _Function) -> _Function:
+    """The option to keep the intermediate graphs; ``--debug`` alone means true, as in 2020."""
+    return click.option(
+        "--debug",
+        type=bool,
+        is_flag=False,
+        flag_value="true",
+        default=False,
+        metavar="[BOOLEAN]",
+        help="Keep the intermediate graphs beside the INT8 one.",
+    )(function)
+
+
 def callback_options(function: _Function) -> _Function:
     """Options on calibration by a command of the user's."""
     options = [
@@ -160,15 +173,7 @@ def callback_options(function: _Function) -> _Function:
             metavar="SECONDS",
             help="How long the command may take. [default: any time]",
         ),
-        click.option(
-            "--debug",
-            type=bool,
-            is_flag=False,
-            flag_value="true",
-            default=False,
-            metavar="[BOOLEAN]",
-            help="Keep the intermediate graphs beside the INT8 one.",
-        ),
+        debug_option,
     ]
     return _apply(options, function)
 

@@ -93,7 +93,7 @@ def objects_of(serialized: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     crowd = np.array(features[_CROWD_KEY].int64_list.value, bool) if _CROWD_KEY in features else np.zeros(0, bool)
     crowd = crowd if len(crowd) else np.zeros(len(classes), bool)
     if {len(side) for side in sides} != {len(classes)} or len(crowd) != len(classes):
-        raise DataError("the example's boxes, classes and crowd flags differ in number", reason="broken_objects")
+        raise DataError("the example's boxes, classes and crowd flags differ in number", reason="bad_label")
     return np.stack(sides, 1), classes, crowd
 
 

@@ -187,7 +187,7 @@ def _computed(node: tf.NodeDef, inputs: Sequence[np.ndarray], filters: np.ndarra
     with tf.Graph().as_default() as graph:
         copy = tf.NodeDef(name="node", op=node.op, input=["fed", "filters"], attr=node.attr)
         stand_ins = [tf.NodeDef(name=name, op="Placeholder", attr={"dtype": node.attr["T"]}) for name in copy.input]
-        fed = tf.placeholder(tf.float32, [None, *inputs[0].shape[1:]])
+        fed = tf.placeholder(tf.float32, [*[None] * (inputs[0].ndim - 1), inputs[0].shape[-1]])
         result = tf.import_graph_def(
             tf.GraphDef(node=[*stand_ins, copy]),
             input_map={"fed": fed, "filters": tf.constant(filters)},

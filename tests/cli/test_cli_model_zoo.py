@@ -125,3 +125,53 @@ def test_wrong_use_is_told(folder: Path) -> None:
     assert result.exit_code == 2 and "model 'net' has no metric" in result.stderr
     listed = CliRunner().invoke(cli, ["model-zoo", "--list"]).stdout
     assert len(listed.splitlines()) == 9 and listed.startswith("resnet50: input -> predict (top1)")
+
+
+#: A stand-in for the zoo's launcher: it takes the same arguments, and runs a graph on images of its data.
+LAUNCHER = """
+import argparse, json, os
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import numpy as np
+import tensorflow as tf
+parser = argparse.ArgumentParser()
+for name in ("model-name", "framework", "precision", "mode", "batch-size", "in-graph", "data-location"):
+    parser.add_argument("--" + name, required=True)
+parser.add_argument("--model-source-dir")
+parser.add_argument("--accuracy-only", action="store_true", required=True)
+parser.add_argument("passed", nargs="*")
+options = parser.parse_args()
+with open(os.path.join(os.path.dirname(__file__), "seen.json"), "w") as file:
+    json.dump(vars(options), file)
+graph_def = tf.compat.v1.GraphDef.FromString(open(options.in_graph, "rb").read())
+with tf.Graph().as_default() as graph:
+    tf.import_graph_def(graph_def, name="")
+    with tf.compat.v1.Session() as session:
+        for record in tf.compat.v1.io.tf_record_iterator(options.data_location):
+            png = tf.train.Example.FromString(record).features.feature["image/encoded"].bytes_list.value[0]
+            image = session.run(tf.io.decode_png(png))[None]
+            session.run("classes:0", {"image_tensor:0": image})
+"""
+
+
+def test_the_zoos_own_script_calibrates(folder: Path) -> None:
+    models = json.loads((folder / "models.json").read_text())
+    launch = models[0]["LAUNCH_BENCHMARK_PARAMS"]
+    launch |= {"MODEL_SOURCE_DIR": "--model-source-dir={}", "DIRECT_PASS_PARAMS_TO_MODEL": ["input_height=16"]}
+    (folder / "models.json").write_text(json.dumps(models))
+    (folder / "zoo" / "benchmarks").mkdir(parents=True)
+    (folder / "zoo" / "benchmarks" / "launch_benchmark.py").write_text(LAUNCHER)
+    options = ["--registry", folder / "models.json", "--model", "net", "--in_graph", folder / "net.pb"]
+    options += ["--data_location", folder / "records", "--models_zoo_location", folder / "zoo"]
+    result = run(*options)
+    assert result.exit_code == 2 and "'net' needs --models_source_dir" in result.stderr
+    options += ["--models_source_dir", folder]
+    result = run(*options, "--evaluate")
+    assert result.exit_code == 2 and "--evaluate does not go with --models_zoo_location" in result.stderr
+    result = run(*options, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["calibration_examples"] == COUNT and facts["by_op"]["Conv2D"] == [2, 2]
+    seen = json.loads((folder / "zoo" / "benchmarks" / "seen.json").read_text())
+    assert seen["model_name"] == "resnet50" and seen["data_location"] == str(folder / "records")
+    assert seen["model_source_dir"] == str(folder) and seen["passed"] == ["input_height=16"]
+    assert seen["in_graph"] != str(folder / "net.pb")
