@@ -37,7 +37,7 @@ KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_r
 	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
 
-.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec benchmark lock clean
+.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check benchmark lock clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ kubeflow-spec: setup  ## Compile every pipeline for Kubeflow (IMAGE=…, PIPELIN
 	$(PY) -m pipelines.tabular.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/tabular
 	$(PY) -m pipelines.frozen_graph.kubeflow_runner $(KUBEFLOW_OPTIONS) --graph $(GRAPH) --examples $(dir $(GRAPH)) \
 		--fingerprint $(FINGERPRINT) $(FROZEN_GRAPH_ARGS)
+
+docker-check: setup  ## Do docker/Dockerfile's steps in a clean folder, without Docker, and run what comes of them.
+	$(PY) -m pytest -q -m "slow or not slow" --timeout 1800 tests/docker $(PYTEST_ARGS)
 
 benchmark: setup  ## Time the conversion of ResNet-50 and MobileNet (random weights).
 	$(PY) -m benchmarks.conversion

@@ -21,7 +21,7 @@ from pathlib import Path
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #: What a build sees of the caller's environment, as with ``docker build --build-arg``: the way to the registries.
-_NETWORK_VARIABLE = re.compile(r"PIP_.*|.*_proxy|.*CERT_FILE|.*CA_BUNDLE", re.IGNORECASE)
+_NETWORK_VARIABLE = re.compile(r"(?:PIP|UV)_.*|.*_proxy|.*CERT_FILE|.*CA_BUNDLE", re.IGNORECASE)
 _CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -104,7 +104,7 @@ def build(dockerfile: Path, context: Path, base: Path, work: Path) -> Image:
         elif name == "COPY":
             copy(image, value, context, stages)
         elif name == "ENV":
-            image = dataclasses.replace(image, environment=_set(image.environment, value))
+            image = dataclasses.replace(image, environment=set_variables(image.environment, value))
         elif name == "WORKDIR":
             (image.root / value.lstrip("/")).mkdir(parents=True, exist_ok=True)
             image = dataclasses.replace(image, directory=value)
@@ -178,16 +178,21 @@ def copy(image: Image, value: str, context: Path, stages: Mapping[str, Image] | 
             shutil.copyfile(context / path, folder / inside)
 
 
+def network_variables() -> dict[str, str]:
+    """Returns what a build sees of the caller's environment."""
+    return {name: value for name, value in os.environ.items() if _NETWORK_VARIABLE.fullmatch(name)}
+
+
+def set_variables(environment: Mapping[str, str], value: str) -> dict[str, str]:
+    """Returns an environment after an ``ENV`` instruction."""
+    pairs = (pair.split("=", 1) for pair in value.split())
+    return {**environment, **{name: string.Template(text).substitute(environment) for name, text in pairs}}
+
+
 def _run_step(image: Image, command: str) -> None:
     for name in ("etc/resolv.conf", _CERTIFICATES):
         if os.path.exists(f"/{name}"):
             shutil.copyfile(f"/{name}", image.root / name)
-    passed = {name: value for name, value in os.environ.items() if _NETWORK_VARIABLE.fullmatch(name)}
-    finished = run(image, ["/bin/sh", "-c", command], network=True, environment=passed)
+    finished = run(image, ["/bin/sh", "-c", command], network=True, environment=network_variables())
     if finished.returncode:
         raise subprocess.CalledProcessError(finished.returncode, f"RUN {command}", finished.stdout)
-
-
-def _set(environment: Mapping[str, str], value: str) -> dict[str, str]:
-    pairs = (pair.split("=", 1) for pair in value.split())
-    return {**environment, **{name: string.Template(text).substitute(environment) for name, text in pairs}}
