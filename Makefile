@@ -12,11 +12,18 @@ READY := $(VENV)/.ready
 # Beam's portable runner, of the very version of Beam that is pinned.
 PRISM_VERSION := $(shell sed -n 's/^apache-beam==//p' constraints.in)
 PRISM := .cache/prism/$(PRISM_VERSION)/prism
+# A server to try a pushed model with, in an environment of its own.
+MLSERVER := .cache/mlserver
+MLSERVER_PY := $(MLSERVER)/bin/python
 GO := $(or $(shell command -v go),/usr/local/go/bin/go)
 
 # Patience with slow registries.
 export UV_HTTP_TIMEOUT ?= 300
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# How requirements are compiled: for one platform, with hashes, and nothing in the file of where it was done.
+COMPILE = --python-version 3.10 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" --quiet $(UPGRADE)
 
 DEMO_OUTPUT ?= build/digits
 FROZEN_GRAPH_OUTPUT ?= build/frozen_graph
@@ -37,7 +44,8 @@ KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_r
 	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
 
-.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check benchmark lock clean
+.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check \
+	mlserver benchmark lock clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +74,15 @@ $(PRISM): | constraints.in
 	@command -v $(GO) >/dev/null || { echo "Go is not on this machine: Prism cannot be built" >&2; exit 1; }
 	@echo "Building Prism $(PRISM_VERSION) into $(@D)"
 	@GOBIN=$(abspath $(@D)) $(GO) install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION)
+
+mlserver: $(MLSERVER)/.ready  ## Install MLServer into .cache/mlserver, to serve a pushed model (examples/mlserver).
+
+$(MLSERVER)/.ready: examples/mlserver/requirements.txt | $(UV)
+	@test -x $(MLSERVER_PY) || $(PYTHON) -m venv --without-pip $(MLSERVER)
+	@rm -f $@
+	@echo "Installing examples/mlserver/requirements.txt into $(MLSERVER)"
+	@$(UV) pip sync --quiet --python $(MLSERVER_PY) --require-hashes examples/mlserver/requirements.txt
+	@touch $@
 
 test: setup  ## Run the fast tests (PYTEST_ARGS="-k name" to choose).
 	$(PY) -m pytest -q $(PYTEST_ARGS)
@@ -103,10 +120,9 @@ format: setup  ## Put every file into the common format and mend what ruff can.
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-lock: $(UV)  ## Compile requirements.lock anew from setup.py and constraints.in (UPGRADE=--upgrade for new versions).
-	$(UV) pip compile setup.py --all-extras --constraints constraints.in --output-file requirements.lock \
-		--python-version 3.10 --python-platform x86_64-manylinux_2_28 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" --quiet $(UPGRADE)
+lock: $(UV)  ## Compile requirements.lock and MLServer's anew from what they name (UPGRADE=--upgrade for new versions).
+	$(UV) pip compile setup.py --all-extras --constraints constraints.in --output-file requirements.lock $(COMPILE)
+	$(UV) pip compile examples/mlserver/requirements.in --output-file examples/mlserver/requirements.txt $(COMPILE)
 
 clean:  ## Remove what was built and run (keeps .venv).
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

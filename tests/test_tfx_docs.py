@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tfx.proto.orchestration import pipeline_pb2
 
 from pipelines.tabular import pipeline as tabular
 from tests.conftest import REPO_ROOT
+from tests.helpers import mlserver
 from tests.test_readme import blocks
 
 
@@ -87,3 +89,12 @@ def test_tabular_pipeline_compiles_with_either_baseline(baseline: str) -> None:
     assert ("latest_blessed_model" in upstream) == (baseline == "blessed")
     assert "Evaluator" in nodes["Pusher"].upstream_nodes
     assert len(nodes) == 10 + (baseline == "blessed")
+
+
+def test_server_is_started_and_asked_as_the_tests_do() -> None:
+    text = (REPO_ROOT / "docs" / "tfx.md").read_text(encoding="utf-8")
+    (start,) = blocks("shell", text)
+    assert f" {' '.join(mlserver.COMMAND)}\n" in start
+    (request,) = blocks("json", text)
+    (given,) = json.loads(request)["inputs"]
+    assert given == {**mlserver.as_input([b"an example"]), "data": given["data"]}

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from tests.helpers import prism as helper
 from tests.helpers.prism import ROOT, prism, worker_pool
+from tests.helpers.servers import free_port, running
 
 
 def listens(endpoint: str) -> bool:
@@ -47,10 +47,10 @@ def test_prism_is_gone_when_its_parent_is_killed(prism_endpoint: str) -> None:
 
 
 def test_a_server_that_does_not_start_says_why() -> None:
-    port = helper._free_port()
+    port = free_port()
     command = [sys.executable, "-c", "raise SystemExit('no such luck')"]
     with pytest.raises(RuntimeError, match="does not listen on port \\d+:\nno such luck"):
-        helper._running(command, port, os.environ).__enter__()
+        running(command, port, os.environ).__enter__()
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_no_worker_of_a_pool_is_left() -> None:
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, endpoints_pb2
 
-    nowhere = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{helper._free_port()}")
+    nowhere = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{free_port()}")
     with worker_pool() as pool:
         service = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(grpc.insecure_channel(pool))
         service.StartWorker(

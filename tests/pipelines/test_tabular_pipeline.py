@@ -7,6 +7,8 @@ import io
 import os
 import subprocess
 import sys
+import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from quantizer_core.graph.summarize import input_specs
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import convert
 from quantizer_core.runtime import GraphSession
+from tests.conftest import IN_CI
+from tests.helpers.mlserver import as_input, infer, mlserver, why_no_mlserver
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +150,55 @@ def test_plain_tensorflow_serves_the_pushed_model_in_another_process(
     served = np.load(tmp_path / "answers.npy")
     np.testing.assert_array_equal(served, _logits(record.steps["Quantizer"]["quantized_model"].uri, eval_examples))
     np.testing.assert_array_equal(served[:8], classify(pushed, eval_examples[:8]))
+
+
+@pytest.fixture(scope="module")
+def served_model(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Runs MLServer on the pushed model; gives its address. In CI it has to be installed."""
+    reason = why_no_mlserver()
+    if reason and IN_CI:
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    pushed = str(record.outputs["pushed_model"].properties["pushed_destination"])
+    with mlserver(pushed, tmp_path_factory.mktemp("mlserver")) as address:
+        yield address
+
+
+def test_mlserver_serves_the_pushed_model_over_the_network(
+    served_model: str, record: RunRecord, eval_examples: list[bytes]
+) -> None:
+    assert _ops(str(record.outputs["pushed_model"].properties["pushed_destination"])) >= INT8_KERNELS
+    (answer,) = infer(served_model, as_input(eval_examples))
+    assert (answer["name"], answer["datatype"]) == ("logits", "FP32")
+    served = np.array(answer["data"], np.float32).reshape(answer["shape"])  # JSON carries float32 without loss
+    expected = _logits(record.steps["Quantizer"]["quantized_model"].uri, eval_examples)
+    assert len(expected) > 100
+    np.testing.assert_array_equal(served, expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "rows"}, "takes one input, examples"),
+        ({"datatype": "FP32"}, "send BYTES with content_type base64"),
+        ({"parameters": {}}, "send BYTES with content_type base64"),
+        ({"shape": [3]}, "has 2 examples"),
+        ({"data": ["not", "base64"]}, "not in base64"),
+        ({"data": ["bm90IGFu", "ZXhhbXBsZQ=="]}, "cannot read the examples"),
+    ],
+)
+def test_mlserver_refuses_what_is_no_example_and_goes_on(
+    served_model: str, eval_examples: list[bytes], wrong: dict[str, Any], message: str
+) -> None:
+    good = as_input(eval_examples[:2])
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        infer(served_model, {**good, **wrong})
+    with refusal.value:
+        assert refusal.value.code == 400
+        assert message in refusal.value.read().decode()
+    (answer,) = infer(served_model, good)
+    assert answer["shape"] == [2, make_data.NUM_CLASSES]
 
 
 def _artifact(kind: type[Artifact], uri: str | Path) -> Any:
