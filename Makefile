@@ -44,7 +44,7 @@ KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_r
 	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
 
-.PHONY: help setup prism test test-slow lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check \
+.PHONY: help setup prism test test-slow test-long lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check \
 	mlserver benchmark lock clean
 
 help:  ## Show this list.
@@ -88,7 +88,11 @@ test: setup  ## Run the fast tests (PYTEST_ARGS="-k name" to choose).
 	$(PY) -m pytest -q $(PYTEST_ARGS)
 
 test-slow: setup  ## Run the slow tests: whole pipelines, large graphs.
-	$(PY) -m pytest -q -m slow --timeout 1800 $(PYTEST_ARGS)
+	$(PY) -m pytest -q -m "slow and not long" --timeout 1800 $(PYTEST_ARGS)
+
+test-long: setup  ## Run what CI has no time for: all graphs to their bars, a thousand random graphs.
+	$(PY) -m pytest -q -m long --timeout 1800 $(PYTEST_ARGS)
+	QUANTIZER_RANDOM_GRAPHS=500 $(PY) -m pytest -q -m slow -k many_random_graphs --timeout 3600
 
 demo: setup  ## Train, quantise, judge and push a small model with TFX, here, in minutes.
 	$(PY) -m pipelines.digits.local_runner --output $(DEMO_OUTPUT)

@@ -109,8 +109,13 @@ def test_a_missed_bar_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, shared_d
     assert json.loads((tmp_path / "out.json").read_text())["results"][0]["case"] == "espcn"
 
 
+# The kinds of graph: depthwise over 8-bit weights, sounds, a loop, a small convolutional one, images as outputs.
+FEW = ("mobilenet_8bit", "ds_cnn", "crnn", "resnet8", "espcn")
+OTHERS = [name for name in GRAPH_CASES if name not in (*FEW, "mobilenet", "squeezenet")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in GRAPH_CASES if name not in ("mobilenet", "squeezenet")])
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_the_graph_reaches_its_bar(name: str, shared_data: Path) -> None:
     result = graphs.run(name)
     assert result.passed, result

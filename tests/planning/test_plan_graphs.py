@@ -32,8 +32,9 @@ def test_graphs_that_were_wrong_once(seed):
     check_seed(seed)
 
 
+SLOW, LONG = pytest.mark.slow, (pytest.mark.slow, pytest.mark.long)
 #: Graphs of each of two processes; QUANTIZER_RANDOM_GRAPHS=500 checks a thousand in all.
-RANDOM_GRAPHS = int(os.environ.get("QUANTIZER_RANDOM_GRAPHS", "150"))
+RANDOM_GRAPHS = int(os.environ.get("QUANTIZER_RANDOM_GRAPHS", "75"))
 
 
 @pytest.mark.slow
@@ -59,7 +60,9 @@ def test_many_random_graphs():
     assert {key: done[key] for key, count in fewest.items() if done[key] < count} == {}
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 9))])
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=SLOW if first < 3 else LONG) for first in range(1, 9))]
+)
 def test_no_fetch_feed_or_batch_size_ends_the_process(first):
     """One graph in a process of its own: each float fed and each tensor fetched, on 0, 1 and 3 examples."""
     done = subprocess.run(
