@@ -24,6 +24,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as kfp_pb2
 
 from pipelines.kubeflow import deployment, read_spec
 from quantizer_core.errors import ConfigError, QuantizerError
+from quantizer_core.onednn import SWITCH
 
 #: Output key → artifact, of one task.
 Artifacts = Mapping[str, kfp_pb2.RuntimeArtifact]
@@ -75,9 +76,12 @@ def rehearse(spec: kfp_pb2.PipelineSpec, root: str, launch: Launcher) -> dict[st
 
 
 def launch_here(command: Sequence[str]) -> tuple[int, str]:
-    """Runs a command as it stands, with ``python`` being the interpreter that runs now."""
+    """Runs a command as it stands, with ``python`` being the interpreter that runs now.
+
+    oneDNN is asked for, unless the caller's environment says otherwise: the image does it for its commands.
+    """
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    return launch(command, {**os.environ, "PATH": path}, os.getcwd())
+    return launch(command, {SWITCH: "1", **os.environ, "PATH": path}, os.getcwd())
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str], directory: str) -> tuple[int, str]:

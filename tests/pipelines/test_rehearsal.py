@@ -110,6 +110,15 @@ def test_command_runs_with_the_interpreter_at_hand() -> None:
     assert (code, printed.strip()) == (0, sys.prefix)
 
 
+@pytest.mark.parametrize(("caller", "seen"), [(None, "1"), ("0", "0")])
+def test_command_has_onednn_as_in_the_image(monkeypatch: pytest.MonkeyPatch, caller: str | None, seen: str) -> None:
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if caller:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", caller)
+    code = "import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert launch_here(["python", "-c", code]) == (0, f"{seen}\n")
+
+
 @pytest.mark.parametrize(
     ("more", "executor", "message"),
     [
