@@ -94,6 +94,7 @@ def test_specs_name_executors_functions_and_types(specs: list[pipeline_spec_pb2.
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_only_the_compiler_s_installation_is_left_out(built: Built) -> None:
     (left_out,) = built.left_out
     assert "install --yes --no-install-recommends g++" in left_out
@@ -103,6 +104,7 @@ def test_only_the_compiler_s_installation_is_left_out(built: Built) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_entry_point_tells_its_commands(built: Built) -> None:
     image = built.image
     assert (list(image.entry_point), list(image.command)) == (["quantizer"], ["--help"])
@@ -113,6 +115,7 @@ def test_entry_point_tells_its_commands(built: Built) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_doctor_finds_nothing_wrong_in_the_image(built: Built) -> None:
     finished = run_in_folder(built.image, [*built.image.entry_point, "doctor"])
     assert finished.returncode == 0, finished.stdout
@@ -120,6 +123,7 @@ def test_doctor_finds_nothing_wrong_in_the_image(built: Built) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_that_the_specs_name_is_in_the_image(built: Built, specs: list[pipeline_spec_pb2.PipelineSpec]) -> None:
     names = sorted(set().union(*map(named_by, specs)))
     finished = run_in_folder(built.image, ["python", "-c", IMPORT, *names])
@@ -135,6 +139,7 @@ def test_all_that_the_specs_name_is_in_the_image(built: Built, specs: list[pipel
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_is_not_in_the_image_is_told(built: Built) -> None:
     """Else the test above could not fail: what the checkout has beside the packages must not be found there."""
     finished = run_in_folder(built.image, ["python", "-c", IMPORT, "benchmarks.accuracy_cases"])
