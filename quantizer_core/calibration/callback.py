@@ -34,7 +34,6 @@ from quantizer_core.types import PreparedGraph
 
 #: How many of the command's last lines an error tells.
 _LAST_LINES = 8
-_MINUS_ZERO = 1 << 15
 
 
 def calibrate_by_callback(
@@ -206,10 +205,9 @@ def _statistics(record: Record) -> TensorStatistics:
                 else None
             ),
         )
-    keys, counts = np.where(keys == _MINUS_ZERO, 0, keys), counts.astype(np.int64)
     bins, places = np.unique(keys.astype(np.uint16), return_inverse=True)
     totals = np.zeros(len(bins), np.int64)
-    np.add.at(totals, places, counts)
+    np.add.at(totals, places, counts.astype(np.int64))
     return TensorStatistics(
         examples=len(minima),
         minimum=float(minima.min()),

@@ -39,7 +39,6 @@ from quantizer_core.types import ObservedTensor, PreparedGraph
 SAMPLE_SIZE = 1 << 12
 # Sampled values that wait for the histogram: it is filled in a few large steps, which costs half as much as many small.
 _PENDING_VALUES = 1 << 22
-_MINUS_ZERO = 1 << 15  # the bin of -0
 _SCOPE = "quantizer_observer"
 
 
@@ -137,7 +136,7 @@ class Observer:
         ends = np.cumsum(self._channels)
         tensors = {}
         for index, tensor in enumerate(self.observed):
-            histogram = _zeros_joined(self._histograms.get(index, np.zeros(0, np.int64)))
+            histogram = self._histograms.get(index, np.zeros(0, np.int64))
             keys = np.flatnonzero(histogram)
             sums, by_channel = self._seen_sums.get(index), None
             if index in self._averaged and self._channel_sums is not None:
@@ -246,15 +245,6 @@ class Observer:
                 known = self._histograms[index] = np.zeros(NUM_BINS, np.int64)
             known[: len(counts)] += counts
         self._pending, self._pending_values = [], 0
-
-
-def _zeros_joined(histogram: np.ndarray) -> np.ndarray:
-    """Counts -0 as 0: which of the two a kernel gives for no sum at all differs from kernel to kernel."""
-    if len(histogram) > _MINUS_ZERO and histogram[_MINUS_ZERO]:
-        histogram = histogram.copy()
-        histogram[0] += histogram[_MINUS_ZERO]
-        histogram[_MINUS_ZERO] = 0
-    return histogram
 
 
 def upper_halves(values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from quantizer_core.errors import DataError
 NUM_BINS = 1 << 16
 _MAGIC = b"QSTAT002"
 _NO_KEYS = np.zeros(0, np.uint16)
+_MINUS_ZERO = 1 << 15  # the bin of -0
 _NO_COUNTS = np.zeros(0, np.int64)
 
 
@@ -41,7 +42,7 @@ class TensorStatistics:
       minimum, maximum: exact extremes over the examples with finite values; (inf, -inf) if there are none.
       finite: number of examples with finite values (not empty, no NaN, no infinity).
       extreme_sums: int64 [limb, 2]: sums of the finite examples' minima and maxima (see fixed_point.py).
-      keys: uint16, ascending: the bins that are not empty.
+      keys: uint16, ascending: the bins that are not empty; that of -0 is counted with 0.
       counts: int64: their counts.
       channel_sums: int64 [limb, channels]: sums over the finite examples of the mean of each channel; None if no means
         were asked for.
@@ -66,6 +67,16 @@ class TensorStatistics:
         # Adding 0 turns -0 into 0: which of the two is the smaller must not depend on the order of merging.
         object.__setattr__(self, "minimum", self.minimum + 0.0)
         object.__setattr__(self, "maximum", self.maximum + 0.0)
+        # In the histogram too: which of them a kernel gives for no sum at all differs from kernel to kernel.
+        place = int(np.searchsorted(self.keys, _MINUS_ZERO))
+        if place < len(self.keys) and self.keys[place] == _MINUS_ZERO:
+            counts = np.delete(self.counts, place)
+            keys = np.delete(self.keys, place)
+            if not len(keys) or keys[0]:
+                keys, counts = np.insert(keys, 0, 0), np.insert(counts, 0, 0)
+            counts[0] += self.counts[place]
+            object.__setattr__(self, "keys", keys)
+            object.__setattr__(self, "counts", counts)
 
     @property
     def count(self) -> int:
