@@ -55,14 +55,6 @@ def convert(ctx: click.Context, as_json: bool, **options: Any) -> None:
         --callback "python inference.py --input_graph={} --data_location photos/"
     """
     from quantizer_core.cli.conversion import Request, run
-    from quantizer_core.cli.report import as_text
+    from quantizer_core.cli.report import tell
 
-    result = run(Request(**options), quiet=as_json)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(result.facts(), indent=2, sort_keys=True))
-    else:
-        click.echo(as_text(result))
-    if result.evaluation is not None and not result.evaluation.blessed:
-        ctx.exit(3)
+    tell(ctx, run(Request(**options), quiet=as_json), as_json)

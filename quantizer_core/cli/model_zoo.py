@@ -54,17 +54,9 @@ def model_zoo(ctx: click.Context, as_json: bool, **options: Any) -> None:
         --data_location imagenet_tfrecords/ --evaluate
     """
     from quantizer_core.cli.conversion import run
-    from quantizer_core.cli.report import as_text
+    from quantizer_core.cli.report import tell
 
-    result = run(request_of(**options), quiet=as_json)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(result.facts(), indent=2, sort_keys=True))
-    else:
-        click.echo(as_text(result))
-    if result.evaluation is not None and not result.evaluation.blessed:
-        ctx.exit(3)
+    tell(ctx, run(request_of(**options), quiet=as_json), as_json)
 
 
 def request_of(

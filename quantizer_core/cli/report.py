@@ -1,13 +1,23 @@
-"""The result of ``quantizer convert`` as a table for people."""
+"""The result of a conversion on standard output, and as the exit code."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from quantizer_core.cli.conversion import Result
+
+
+def tell(ctx: click.Context, result: Result, as_json: bool) -> None:
+    """Prints a result, as one JSON object or for people; the exit code is 3 where the INT8 graph is not blessed."""
+    click.echo(json.dumps(result.facts(), indent=2, sort_keys=True) if as_json else as_text(result))
+    if result.evaluation is not None and not result.evaluation.blessed:
+        ctx.exit(3)
 
 
 def as_text(result: Result) -> str:

@@ -20,7 +20,7 @@ from tensorflow.core.framework import graph_pb2
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, DataError, GraphError
 from quantizer_core.evaluation.detection import DetectionMetrics, ObjectBoxes, average_precision
-from quantizer_core.evaluation.judge import EvaluationResult, verdict
+from quantizer_core.evaluation.judge import EvaluationResult, decide
 from quantizer_core.graph.graph import node_of
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.reads import BatchReader, ReadCounts, read_all
@@ -205,20 +205,14 @@ def judge_detectors(
     more: dict[str, float] = {"boxes": run.boxes, "matched": run.matched}
     if run.fp32 is not None and run.int8 is not None:
         more |= {"ap50_fp32": run.fp32.ap50, "ap50_int8": run.int8.ap50}
-    blessed, reason = verdict(metric, fp32, int8, max_drop, run.images, run.nonfinite)
-    return EvaluationResult(
-        blessed=blessed,
-        reason=reason,
-        metric=metric,
-        fp32=fp32,
-        int8=int8,
-        drop=fp32 - int8,
-        max_drop=max_drop,
+    return decide(
+        metric,
+        fp32,
+        int8,
+        max_drop,
+        examples=run.images,
+        nonfinite=run.nonfinite,
         agreement=share,
-        mcnemar_p=math.nan,
-        relative_error=math.nan,
-        divergence=math.nan,
-        num_examples=run.images,
         facts={**more, **(facts or {})},
     )
 

@@ -142,43 +142,74 @@ def judge(
         raise DataError("there are no examples to judge the INT8 graph by")
     # Without a finite output nothing else can be said, for any metric.
     fp32, int8 = (1.0, 0.0) if counts.nonfinite and metric == "similarity" else METRICS[metric](counts)
-    blessed, reason = verdict(metric, fp32, int8, max_drop, counts.examples, counts.nonfinite)
     error, divergence = counts.relative_error(), counts.divergence()
-    return EvaluationResult(
-        blessed=blessed,
-        reason=reason,
-        metric=metric,
-        fp32=fp32,
-        int8=int8,
-        drop=fp32 - int8,
-        max_drop=max_drop,
+    return decide(
+        metric,
+        fp32,
+        int8,
+        max_drop,
+        examples=counts.examples,
+        nonfinite=counts.nonfinite,
         agreement=counts.agreement / counts.classified if counts.classified else math.nan,
         mcnemar_p=mcnemar(counts.only_fp32, counts.only_int8) if counts.labelled else math.nan,
         relative_error=math.nan if error is None else error,
         divergence=math.nan if divergence is None else divergence,
-        num_examples=counts.examples,
-        facts=dict(facts or {}),
+        facts=facts,
     )
 
 
-def verdict(metric: str, fp32: float, int8: float, max_drop: float, examples: int, nonfinite: int) -> tuple[bool, str]:
-    """Returns whether an INT8 graph with these figures is blessed, and the sentence on why or why not.
+def decide(
+    metric: str,
+    fp32: float,
+    int8: float,
+    max_drop: float,
+    *,
+    examples: int,
+    nonfinite: int,
+    agreement: float = math.nan,
+    mcnemar_p: float = math.nan,
+    relative_error: float = math.nan,
+    divergence: float = math.nan,
+    facts: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """Returns the result with these figures: whether the INT8 graph is blessed, and the sentence on why or why not.
+
+    Args:
+      metric, fp32, int8, max_drop, agreement, mcnemar_p, relative_error, divergence, facts: see ``EvaluationResult``.
+      examples: number of examples compared.
+      nonfinite: of these, the ones on which INT8 gives NaN or infinity where FP32 does not: one is too many.
 
     Raises:
       ConfigError: if ``max_drop`` is no share.
     """
     if not 0 <= max_drop <= 1:
         raise ConfigError(f"max_drop must lie in [0, 1] (0.01 is one point), not {max_drop!r}")
-    if nonfinite:
-        return False, f"INT8 gives NaN or infinity on {nonfinite} of {examples} examples where FP32 does not."
-    blessed = fp32 - int8 <= max_drop + _EPSILON
+    drop = fp32 - int8
+    blessed = not nonfinite and drop <= max_drop + _EPSILON
     if fp32 < int8:
         figures = f"rises from {fp32:.2%} (FP32) to {int8:.2%} (INT8)"
     else:
         figures = f"falls from {fp32:.2%} (FP32) to {int8:.2%} (INT8)" if fp32 > int8 else f"stays at {fp32:.2%}"
-    return blessed, (
-        f"{metric} {figures} on {examples} examples: a drop of {100 * (fp32 - int8):.2f} points, "
+    reason = (
+        f"{metric} {figures} on {examples} examples: a drop of {100 * drop:.2f} points, "
         f"{'within' if blessed else 'more than'} the {100 * max_drop:.2f} allowed."
+    )
+    if nonfinite:
+        reason = f"INT8 gives NaN or infinity on {nonfinite} of {examples} examples where FP32 does not."
+    return EvaluationResult(
+        blessed=blessed,
+        reason=reason,
+        metric=metric,
+        fp32=fp32,
+        int8=int8,
+        drop=drop,
+        max_drop=max_drop,
+        agreement=agreement,
+        mcnemar_p=mcnemar_p,
+        relative_error=relative_error,
+        divergence=divergence,
+        num_examples=examples,
+        facts=dict(facts or {}),
     )
 
 
