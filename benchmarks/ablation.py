@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import click
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import CASES, ROOT, shared_data
+from benchmarks.accuracy_cases import CASES, ROOT, python_child, shared_data
 
 #: Name → what differs from the defaults.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -92,10 +90,9 @@ def measure(name: str, variants: Mapping[str, Mapping[str, Any]], folds: int) ->
 
 
 def _child(name: str, variants: Sequence[str], folds: int) -> list[Result]:
-    command = [sys.executable, "-m", "benchmarks.ablation", "--task", "--graph", name, "--folds", str(folds)]
+    command = ["-m", "benchmarks.ablation", "--task", "--graph", name, "--folds", str(folds)]
     command += [part for variant in variants for part in ("--variant", variant)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    run = python_child(*command)
     if run.returncode:
         raise click.ClickException(f"{name}: {(run.stderr.strip().splitlines() or ['it failed'])[-1]}")
     return [Result(**json.loads(line)) for line in run.stdout.splitlines() if line.startswith("{")]

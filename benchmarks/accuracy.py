@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import accuracy_table, peers
-from benchmarks.accuracy_cases import CASES, MOST_VIEWS, ROOT, shared_data
+from benchmarks.accuracy_cases import CASES, MOST_VIEWS, ROOT, python_child, shared_data
 from benchmarks.accuracy_table import COLUMNS, Row
 
 TITLES = {name: case.title for name, case in CASES.items()}
@@ -94,9 +93,7 @@ def write_arrays(name: str, folder: Path, views: int) -> None:
 
 def _child(*arguments: str) -> str:
     """Runs a task of this file in a new process and returns the last line that it prints; raises RuntimeError."""
-    command = [sys.executable, "-m", "benchmarks.accuracy", *arguments]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    run = python_child("-m", "benchmarks.accuracy", *arguments)
     if run.returncode != 0:
         lines = [line for line in run.stderr.splitlines() if line.strip()]
         raise RuntimeError(lines[-1] if lines else f"the process ended with {run.returncode}")

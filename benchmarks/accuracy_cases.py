@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +118,12 @@ def views_of(examples: Sequence[bytes], views: int) -> list[bytes]:
             content.value[0] = encoded.getvalue()
             result.append(example.SerializeToString())
     return result
+
+
+def python_child(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments in a process of its own, from the checkout, TensorFlow quiet."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def shared_data() -> Path:

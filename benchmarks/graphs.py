@@ -10,8 +10,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ import click
 import numpy as np
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, shared_data
+from benchmarks.accuracy_cases import ROOT, python_child, shared_data
 from benchmarks.graph_cases import GRAPH_CASES, Figures
 
 #: The ops whose share in INT8 is held to ``SHARE``.
@@ -122,9 +120,7 @@ def _outputs(graph_def: Any, prepared: Any, decoded: Sequence[Any]) -> list[list
 
 def run(name: str, settings: str = "{}") -> Result:
     """Measures one graph in a process of its own; raises ClickException with its last words."""
-    command = [sys.executable, "-m", "benchmarks.graphs", "--task", "--graph", name, "--config", settings]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = python_child("-m", "benchmarks.graphs", "--task", "--graph", name, "--config", settings)
     if done.returncode:
         raise click.ClickException(f"{name}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
     return Result.from_json(done.stdout.strip().splitlines()[-1])

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +20,10 @@ import click
 import numpy as np
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, shared_data
+from benchmarks.accuracy_cases import ROOT, python_child, shared_data
+from benchmarks.graphs import WEIGHTED
 from quantizer_core.zoo import load_models, zoo_model
 
-WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 #: Bars: share of the kernels with weights in INT8; mean cosine of a classifier's logits; share of FP32's boxes found.
 SHARE, COSINE, BOXES = 0.95, 0.99, 0.9
 CALIBRATION, COMPARED = 32, 32
@@ -156,8 +154,7 @@ def milliseconds(name: str, path: Path, seconds: float = 4.0) -> float:
 
 def child(*arguments: str) -> str:
     """Runs a command of Python in a process of its own; returns its last line; raises ClickException if it fails."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = python_child(*arguments)
     if done.returncode:
         raise click.ClickException(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return done.stdout.strip()

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.graphs import WEIGHTED
 from quantizer_core.cli.main import cli
 from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.summarize import input_specs
 from quantizer_core.runtime import GraphSession
 from quantizer_core.zoo import zoo_model
-
-WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 def converted(name: str, shared_data: Path, folder: Path) -> tuple[dict, Path, Path]:
