@@ -169,7 +169,11 @@ def batch_limit(inputs: Sequence[TensorSpec]) -> int | None:
 
 
 def batch_size_for(
-    graph_def: graph_pb2.GraphDef, inputs: Sequence[TensorSpec], tensors: Sequence[str], wanted: int
+    graph_def: graph_pb2.GraphDef,
+    inputs: Sequence[TensorSpec],
+    tensors: Sequence[str],
+    wanted: int,
+    examples: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> int:
     """Returns the batch size to run a graph with so that every tensor's first axis holds the examples.
 
@@ -181,10 +185,13 @@ def batch_size_for(
       inputs: its inputs.
       tensors: tensors whose values are to be told apart by example.
       wanted: the batch size to take if the graph leaves it free.
+      examples: what will be run, where that is known: examples of different shapes fit into no batch but of 1.
 
     Raises:
       GraphError: if the graph fixes its batch over 1 without keeping the examples of a tensor apart.
     """
+    if len({tuple((name, np.shape(value)) for name, value in sorted(each.items())) for each in examples}) > 1:
+        wanted = 1
     limit = batch_limit(inputs)
     if limit == 1 or (wanted == 1 and limit is None):
         return 1
@@ -260,11 +267,6 @@ def stack_batch(
             )
         feeds[spec.name] = np.stack(values + values[-1:] * (size - len(values)))
     return feeds
-
-
-def alike(examples: Sequence[Mapping[str, np.ndarray]]) -> bool:
-    """Returns whether all examples have the same shapes, and may so be put into one batch."""
-    return len({tuple((name, np.shape(value)) for name, value in sorted(each.items())) for each in examples}) < 2
 
 
 def check_machine() -> None:

@@ -75,8 +75,6 @@ def frozen_range_graph(conversion: Conversion) -> graph_pb2.GraphDef:
     graph = Graph(conversion.prepared.graph_def)
     emitter = Emitter(graph)
     for name, planned in conversion.plan.tensors.items():
-        base = f"{name.replace(':', '_')}/rounded"
-        codes, reader = emitter.quantize_as(name, f"{base}/codes", planned)
-        value = emitter.dequantize_as(codes, base, planned)
+        value, reader = emitter.round_as(name, f"{name.replace(':', '_')}/rounded", planned)
         graph.redirect(name, value, where=lambda edge, own=reader: edge.consumer.name != own, control=False)  # type: ignore[misc]
     return graph.to_graph_def()

@@ -132,6 +132,11 @@ class Emitter:
         steps = (("Mul", "scaled", 1 / planned.scales), ("Sub", "moved", planned.offsets))
         return self._affine(carried, name, steps)[-1]
 
+    def round_as(self, source: str, base: str, planned: TensorPlan) -> tuple[str, str]:
+        """Returns a float32 tensor with the values of a planned tensor as its codes hold them, and who reads it."""
+        codes, reader = self.quantize_as(source, f"{base}/codes", planned)
+        return self.dequantize_as(codes, base, planned), reader
+
     def _affine(self, source: str, name: str, steps: Sequence[tuple[str, str, np.ndarray]]) -> list[str]:
         """Adds ops with a constant for each channel, but for sums with zero; returns their names."""
         names: list[str] = []

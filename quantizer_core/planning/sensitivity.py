@@ -21,7 +21,7 @@ from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.runtime import alike, batch_size_for, stack_batch
+from quantizer_core.runtime import batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples that are looked at, examples a step (the way back needs every tensor of the way there: more than half a
@@ -76,9 +76,7 @@ def sensitivity(
         except (LookupError, ValueError, TypeError) as error:
             _logger.info("no sensitivities: %s", error)
             return None
-        size = batch_size_for(
-            prepared.graph_def, prepared.inputs, list(prepared.outputs), BATCH if alike(examples) else 1
-        )
+        size = batch_size_for(prepared.graph_def, prepared.inputs, list(prepared.outputs), BATCH, examples)
         totals = np.zeros(len(fetches))
         with tf.Session(graph=imported) as session:
             for start in range(0, len(examples), size):

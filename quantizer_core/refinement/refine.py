@@ -25,7 +25,7 @@ from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 from quantizer_core.refinement.simulation import Simulation
-from quantizer_core.runtime import GraphSession, alike, batch_size_for, stack_batch
+from quantizer_core.runtime import GraphSession, batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
 
 
@@ -115,7 +115,7 @@ def _fp32_means(
             sums.append(tf.reduce_sum(tf.reshape(tensor, [-1, channels]), 0).name)
             sums.append((tf.size(tensor) // channels).name)
         graph_def = graph.as_graph_def()
-    size = batch_size_for(prepared.graph_def, prepared.inputs, list(before.values()), 8 if alike(examples) else 1)
+    size = batch_size_for(prepared.graph_def, prepared.inputs, list(before.values()), 8, examples)
     totals: list[np.ndarray] = []
     with GraphSession(graph_def, prepared.inputs, sums) as session:
         for start in range(0, len(examples), size):

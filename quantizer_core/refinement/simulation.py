@@ -16,7 +16,7 @@ from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.runtime import alike, batch_size_for, stack_batch
+from quantizer_core.runtime import batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples a step.
@@ -38,7 +38,7 @@ class Simulation:
         self.steps = [node for node in plan.nodes if node.form in WEIGHTED_FORMS and node.name not in sporadic]
         self._inputs = prepared.inputs
         wanted = [node.output for node in self.steps]
-        size = batch_size_for(prepared.graph_def, prepared.inputs, wanted, BATCH if alike(examples) else 1)
+        size = batch_size_for(prepared.graph_def, prepared.inputs, wanted, BATCH, examples)
         self.examples = examples[: max(len(examples) // size * size, min(size, len(examples)))]
         chunks = [self.examples[start : start + size] for start in range(0, len(self.examples), size)]
         self._feeds = [stack_batch(chunk, prepared.inputs, len(chunk)) for chunk in chunks]
@@ -98,9 +98,7 @@ class Simulation:
         """Adds the rounding of a tensor; everything else reads the rounded value."""
         planned = plan.tensors[tensor]
         source = self._biased.get(tensor, tensor)
-        base = f"{tensor.replace(':', '_')}/rounded"
-        codes, reader = emitter.quantize_as(source, f"{base}/codes", planned)
-        value = emitter.dequantize_as(codes, base, planned)
+        value, reader = emitter.round_as(source, f"{tensor.replace(':', '_')}/rounded", planned)
         graph.redirect(source, value, where=lambda edge: edge.consumer.name != reader)
         return value
 
