@@ -24,7 +24,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as kfp_pb2
 
 from pipelines.kubeflow import deployment, read_spec
 from quantizer_core.errors import ConfigError, QuantizerError
-from quantizer_core.onednn import SWITCH
+from quantizer_core.onednn import onednn_environment
 
 #: Output key → artifact, of one task.
 Artifacts = Mapping[str, kfp_pb2.RuntimeArtifact]
@@ -81,7 +81,7 @@ def launch_here(command: Sequence[str]) -> tuple[int, str]:
     oneDNN is asked for, unless the caller's environment says otherwise: the image does it for its commands.
     """
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    return launch(command, {SWITCH: "1", **os.environ, "PATH": path}, os.getcwd())
+    return launch(command, {**onednn_environment(), "PATH": path}, os.getcwd())
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str], directory: str) -> tuple[int, str]:

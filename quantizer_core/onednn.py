@@ -8,6 +8,11 @@ import os
 SWITCH = "TF_ENABLE_ONEDNN_OPTS"
 
 
+def onednn_environment() -> dict[str, str]:
+    """Returns this process's environment for another one, oneDNN asked for where it does not say otherwise."""
+    return {SWITCH: "1", **os.environ}
+
+
 def use_onednn() -> None:
     """Asks for oneDNN in this process and those that it starts, where the environment does not say otherwise.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from quantizer_core.errors import CommandError, ConfigError
-from quantizer_core.onednn import SWITCH
+from quantizer_core.onednn import onednn_environment
 
 #: What stands for the graph in a command.
 PLACEHOLDER = "{}"
@@ -79,7 +79,7 @@ def run_command(words: Sequence[str], on_data: Callable[[bytes], None], timeout:
     Raises:
       CommandError: if it cannot be started or the time runs out.
     """
-    environment = {SWITCH: "1", "PYTHONUNBUFFERED": "1", **os.environ}
+    environment = {"PYTHONUNBUFFERED": "1", **onednn_environment()}
     try:
         process = subprocess.Popen(
             list(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,

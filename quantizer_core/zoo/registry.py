@@ -63,9 +63,9 @@ class ZooModel:
             raise ConfigError(f"model {self.name!r} needs --models_source_dir with the sources that its script imports")
         if source_dir is not None and not self.model_source_dir:
             raise ConfigError(f"model {self.name!r} takes no --models_source_dir")
-        command = [python, script, *self.arguments, self.in_graph, _filled(self.data_location, data_location)]
+        command = [python, script, *self.arguments, self.in_graph, self.data_location.replace("{}", data_location)]
         if source_dir is not None:
-            command.append(_filled(self.model_source_dir, source_dir))
+            command.append(self.model_source_dir.replace("{}", source_dir))
         return [*command, "--", *self.passed_on] if self.passed_on else command
 
 
@@ -132,7 +132,3 @@ def _model(entry: Mapping[str, Any]) -> ZooModel:
         config=config,
         metric=direct["METRIC"],
     )
-
-
-def _filled(argument: str, value: str) -> str:
-    return argument.replace("{}", value)
