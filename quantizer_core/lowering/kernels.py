@@ -27,6 +27,8 @@ QINT8, QUINT8 = "qint8", "quint8"
 #: Largest code of each dtype; a range m has the scale m / LEVELS[dtype].
 LEVELS = {QINT8: 127, QUINT8: 255}
 _PLAIN = {QINT8: tf.int8, QUINT8: tf.uint8}
+#: Bytes that oneDNN copies at once, without AVX-512, when it gathers the pixels under a 1×1 filter with strides.
+_GATHERED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,8 @@ class Emitter:
 
         The generic fused kernels are used, which take u8 and s8 inputs and outputs alike. A sum needs a quint8
         summand, a Relu after it and a quint8 output; other sums lose codes above 127 or end the process. Its kernel
-        is called through a function that guards the summand (see ``sums``).
+        is called through a function that guards the summand (see ``sums``). A 1×1 filter that skips pixels may get a
+        second column of zeros (see ``_without_unit_filter``).
 
         Args:
           op: ``Conv2D`` or ``DepthwiseConv2dNative``.
@@ -225,6 +228,8 @@ class Emitter:
         """
         if summand is not None and (summand.dtype != QUINT8 or dtype != QUINT8 or not relu):
             raise ValueError(f"{name}: a fused sum needs a quint8 summand, Relu and a quint8 output")
+        if op == "Conv2D" and max(strides) > 1:
+            weights, padding, explicit_paddings = _without_unit_filter(weights, padding, explicit_paddings, dilations)
         result = IntTensor(name, dtype, limit)
         kernel = "_FusedQuantizedDepthwiseConv2D" if op == "DepthwiseConv2dNative" else "_FusedQuantizedConv2D"
         codes = self.const(f"{name}/weights_int8", weights.codes, tf.qint8, beside=source.name)
@@ -387,3 +392,28 @@ class Emitter:
         """The way back from ``as_plain``; dtype and range are those of ``like``."""
         given = self.graph.add_node("Bitcast", name, [source], T=_PLAIN[like.dtype], type=getattr(tf, like.dtype))
         return dataclasses.replace(like, name=given)
+
+
+def _without_unit_filter(
+    weights: QuantizedWeights, padding: str, explicit_paddings: Sequence[int], dilations: Sequence[int]
+) -> tuple[QuantizedWeights, str, Sequence[int]]:
+    """Gives a 1×1 filter over a number of channels that is no multiple of 16 a second column, of zeros.
+
+    For a 1×1 filter with strides oneDNN first gathers the pixels that are read. Without AVX-512 its copy of the last
+    ones runs up to 15 bytes over the end of a thread's memory, into what the next thread gathers: now and then that
+    one's first pixel comes out wrong. Other filters have other kernels. One more column of padding on the right keeps
+    the shape of the result.
+
+    Args:
+      weights: a Conv2D filter [height, width, inputs, outputs].
+      padding, explicit_paddings, dilations: as the op's attributes.
+
+    Returns:
+      Weights, padding and explicit paddings, as they were if nothing needs to be done.
+    """
+    if weights.codes.shape[:2] != (1, 1) or weights.codes.shape[2] % _GATHERED == 0:
+        return weights, padding, explicit_paddings
+    pads = list(explicit_paddings) if padding == "EXPLICIT" else [0] * 8
+    pads[5] += dilations[2]
+    codes = np.concatenate([weights.codes, np.zeros_like(weights.codes)], axis=1)
+    return dataclasses.replace(weights, codes=codes), "EXPLICIT", pads

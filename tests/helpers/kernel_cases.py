@@ -32,7 +32,10 @@ def convolution_cases() -> list[ConvCase]:
         cases.append(ConvCase(**basic, per_channel=False))
         cases.append(ConvCase(**basic, batch=1))
         if op == CONV:
-            cases.append(ConvCase(**basic, kernel=1, stride=2, batch=1))
+            for channels in (24, 16, 5):
+                cases.append(ConvCase(**basic, kernel=1, stride=2, batch=1, channels=channels))
+            cases.append(ConvCase(**basic, kernel=1, stride=2, padding="EXPLICIT"))
+            cases.append(ConvCase(**basic, kernel=1, stride=2, wide_stride=1))
         if result == QUINT8 and not relu:
             continue  # a quint8 output clips by itself: what follows has been tried with Relu
         cases.append(ConvCase(**basic, dilation=2))
@@ -48,6 +51,8 @@ def convolution_cases() -> list[ConvCase]:
         for per_channel, kernel in itertools.product((True, False), (1, 3)):
             cases.append(ConvCase(op, source, QUINT8, True, sums=True, per_channel=per_channel, kernel=kernel))
         cases.append(ConvCase(op, source, QUINT8, True, sums=True, padding="EXPLICIT", stride=2, batch=5))
+        if op == CONV:
+            cases.append(ConvCase(op, source, QUINT8, True, sums=True, kernel=1, stride=2))
         cases.append(ConvCase(op, source, QUINT8, True, sums=True, dilation=2, channels=17, outputs=3, batch=1))
     return cases
 

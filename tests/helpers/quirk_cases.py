@@ -15,14 +15,15 @@ from quantizer_core.lowering import sums
 from quantizer_core.lowering.conformance import ConvCase, convolution_error, new_graph, run
 from quantizer_core.lowering.kernels import QINT8, QUINT8, Emitter, IntTensor
 from quantizer_core.lowering.weights import QuantizedWeights, quantize_weights
-from quantizer_core.runtime import has_vnni
+from quantizer_core.runtime import GraphSession, has_vnni
+from quantizer_core.types import TensorSpec
 
 CHANNELS = 16
 
 
 def raw_convolution(
     emitter: Emitter, source: IntTensor, weights: QuantizedWeights, fused_ops: Sequence[str], out_type: str,
-    limit: float = 1.0, summand: IntTensor | None = None, kernel: str = "_FusedQuantizedConv2D",
+    limit: float = 1.0, summand: IntTensor | None = None, kernel: str = "_FusedQuantizedConv2D", stride: int = 1,
 ) -> str:  # fmt: skip
     """Adds a fused convolution with zero bias as it is asked for, without the Emitter's checks; returns its name."""
     graph = emitter.graph
@@ -42,7 +43,7 @@ def raw_convolution(
         kernel, "raw", [*device, *host], Tdevice_inputs=kinds, Thost_inputs=[tf.float32] * len(host),
         Tdevice_outputs=[getattr(tf, out_type)], Thost_outputs=[tf.float32, tf.float32],
         Tinput=kinds[0], Tfilter=tf.qint8, Tbias=tf.float32, Tsummand=kinds[-1] if summand else getattr(tf, out_type),
-        out_type=getattr(tf, out_type), data_format="NHWC", strides=[1, 1, 1, 1], padding="SAME",
+        out_type=getattr(tf, out_type), data_format="NHWC", strides=[1, stride, stride, 1], padding="SAME",
         explicit_paddings=[], dilations=[1, 1, 1, 1], fused_ops=list(fused_ops),
     )  # fmt: skip
 
@@ -89,6 +90,31 @@ def guard_that_the_optimizer_folds() -> None:
         "Conv2D", "conv", x, identity(), np.zeros(CHANNELS), dtype=QUINT8, limit=2.0, relu=True, summand=fixed
     )
     run(graph, emitter.dequantize(result, "d"), FEEDS)
+
+
+def strided_1x1_filters() -> None:
+    """Prints for 8 and 16 channels how many of 200 runs give something else than most: as the kernel is, as emitted.
+
+    A thread's memory is run over once an image: many small images make it happen soon.
+    """
+    rng = np.random.default_rng(0)
+    for channels in (8, 16):
+        weights = quantize_weights(rng.normal(size=(1, 1, channels, 8)).astype(np.float32), bits=7)
+        graph, emitter = new_graph(x=(256, 8, 8, channels))
+        x = emitter.quantize("x", "q", QUINT8, 1.0)
+        raw = IntTensor(
+            raw_convolution(emitter, x, weights, ("BiasAdd", "Requantize"), QUINT8, 4.0, stride=2), QUINT8, 4.0
+        )
+        emitted = emitter.convolution(
+            "Conv2D", "emitted", x, weights, np.zeros(8), dtype=QUINT8, limit=4.0, strides=(1, 2, 2, 1)
+        )
+        names = [emitter.dequantize(result, f"{result.name}/float") for result in (raw, emitted)]
+        feeds = {"x": rng.random((256, 8, 8, channels), np.float32)}
+        with GraphSession(graph.to_graph_def(), [TensorSpec("x", "float32", (256, 8, 8, channels))], names) as session:
+            runs = [session.run(feeds) for _ in range(200)]
+        usual = np.median(np.stack([emitted for _, emitted in runs[:9]]), axis=0)
+        odd = [sum(not np.array_equal(run[kind], usual) for run in runs) for kind in (0, 1)]
+        sys.stdout.write(f"{odd[0]} {odd[1]}\n")
 
 
 def depthwise_of_one_channel() -> None:

@@ -188,6 +188,14 @@ def test_without_vnni_eight_bits_saturate_but_for_depthwise():
     assert unsigned > 2 and signed > 0.51 and depthwise <= HALF_STEP
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes two processors at once")
+def test_strided_1x1_filters_mix_up_pixels_without_avx512():
+    done = child("strided_1x1_filters", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert done.returncode == 0, done.stderr
+    eight, sixteen = ([int(count) for count in line.split()] for line in done.stdout.splitlines()[:2])
+    assert eight[0] > 0 and eight[1] == 0 and sixteen == [0, 0]
+
+
 @pytest.mark.slow
 def test_the_dedicated_kernels_need_onednn():
     done = child("matmul_with_onednn_off", TF_ENABLE_ONEDNN_OPTS="0")
