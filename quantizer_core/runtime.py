@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import graph_pb2, step_stats_pb2
 from tensorflow.core.protobuf import rewriter_config_pb2
 from tensorflow.python.util import _pywrap_util_port
 
@@ -101,6 +102,24 @@ class GraphSession:
             refuses the values.
           GraphError: if the graph cannot run whatever the values are.
         """
+        return self._run(self._feed_dict(feeds))
+
+    def _run(self, feed_dict: Mapping[tf.Tensor, np.ndarray], **options: Any) -> list[np.ndarray]:
+        try:
+            return self._session.run([*self._fetches, *self._targets], feed_dict, **options)[: len(self._fetches)]
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+            raise DataError(f"the graph refuses its inputs: {_first_line(error)}") from error
+        except tf.errors.OpError as error:
+            raise GraphError(f"the graph cannot run: {_first_line(error)}") from error
+
+    def trace(self, feeds: Mapping[str, np.ndarray]) -> step_stats_pb2.StepStats:
+        """Runs the graph once and returns when each node began and ended; see ``run`` for arguments and errors."""
+        metadata = tf.RunMetadata()
+        options = tf.RunOptions(trace_level=tf.RunOptions.FULL_TRACE)
+        self._run(self._feed_dict(feeds), options=options, run_metadata=metadata)
+        return metadata.step_stats
+
+    def _feed_dict(self, feeds: Mapping[str, np.ndarray]) -> dict[tf.Tensor, np.ndarray]:
         missing = [name for name in self._feeds if name not in feeds]
         if missing:
             raise DataError(f"no value for the graph input {missing[0]!r}; given: {', '.join(sorted(feeds)) or 'none'}")
@@ -113,12 +132,7 @@ class GraphSession:
                 # The INT8 kernels end the process on an empty batch.
                 raise DataError(f"the batch for graph input {name!r} is empty: give one example at least")
             feed_dict[tensor] = value
-        try:
-            return self._session.run([*self._fetches, *self._targets], feed_dict)[: len(self._fetches)]
-        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-            raise DataError(f"the graph refuses its inputs: {_first_line(error)}") from error
-        except tf.errors.OpError as error:
-            raise GraphError(f"the graph cannot run: {_first_line(error)}") from error
+        return feed_dict
 
     def close(self) -> None:
         """Frees the session; ``run`` must not be called any more."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from quantizer_core.errors import QuantizerError
+
 
 @contextlib.contextmanager
 def whole_file(path: str, overwrite: bool) -> Iterator[str]:
@@ -31,3 +33,12 @@ def whole_file(path: str, overwrite: bool) -> Iterator[str]:
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.remove(temporary)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file, in place of one that is there; raises QuantizerError if that cannot be done."""
+    try:
+        with whole_file(path, overwrite=True) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
+            file.write(text)
+    except tf.errors.OpError as error:
+        raise QuantizerError(f"cannot write {path!r}: {error.message}") from None

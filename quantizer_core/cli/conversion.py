@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from quantizer_core.calibration.run import CalibrationRun
 from quantizer_core.calibration.saved import SavedCalibration, save_calibration
-from quantizer_core.cli.options import LABEL_KEY
+from quantizer_core.cli.gate import check_gate, evaluated, with_label
 from quantizer_core.cli.progress import step
 from quantizer_core.cli.steps import (
     Calibrated,
@@ -23,18 +23,14 @@ from quantizer_core.cli.steps import (
     config_of,
     converted,
 )
-from quantizer_core.config import QuantizationConfig
-from quantizer_core.errors import ConfigError, QuantizerError, nearest
-from quantizer_core.evaluation.detectors import DETECTION_METRICS, evaluate_detectors, judge_detectors
-from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
-from quantizer_core.evaluation.run import evaluate
+from quantizer_core.errors import ConfigError
+from quantizer_core.evaluation.judge import EvaluationResult
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import save_graph
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
 from quantizer_core.stages import save_stages_after, stage_paths
-from quantizer_core.types import PreparedGraph
-from quantizer_core.whole_file import whole_file
+from quantizer_core.whole_file import write_text
 
 #: The options that name files or directories to write.
 _OUTPUTS = ("output_graph", "plan", "save_calibration", "report", "saved_model")
@@ -90,11 +86,7 @@ class Result:
             "int8_bytes": self.sizes[1],
         }
         if self.evaluation is not None:
-            values = dataclasses.asdict(self.evaluation)
-            facts["evaluation"] = {
-                name: None if isinstance(value, float) and math.isnan(value) else value
-                for name, value in values.items()
-            }
+            facts["evaluation"] = json.loads(self.evaluation.to_json())
         return facts
 
 
@@ -109,15 +101,20 @@ def run(request: Request, quiet: bool = False) -> Result:
       QuantizerError: see ``prepare``, ``calibrate``, ``convert`` and ``evaluate``.
     """
     config = config_of(request)
-    if request.evaluates and request.metric in ("top1", "top5") and not config.preprocess.label_key:
-        preprocess = dataclasses.replace(config.preprocess, label_key=LABEL_KEY)
-        config = dataclasses.replace(config, preprocess=preprocess)
+    if request.evaluates:
+        config = with_label(config, request.metric)
     _check_request(request)
     ready = calibrated(request, config, quiet, request.output_graph if request.debug else None)
     config, prepared, calibration = ready.config, ready.prepared, ready.calibration
     conversion = converted(ready, quiet)
     fp32_graph = ready.graph.graph_def
-    evaluation = _evaluate(request, config, prepared, fp32_graph, conversion, quiet) if request.evaluates else None
+    evaluation = None
+    if request.evaluates:
+        examples = comparison_examples(request, config, prepared.inputs)
+        evaluation = evaluated(
+            (fp32_graph, conversion.graph_def, prepared.inputs, prepared.outputs),
+            examples, config, request.metric, request.max_drop, quiet,
+        )  # fmt: skip
     with step("Writing", quiet):
         if request.debug:
             save_stages_after(conversion, request.output_graph)
@@ -134,12 +131,7 @@ def _check_request(request: Request) -> None:
         )
     if request.report is not None and not request.evaluates:
         raise ConfigError("--report needs --evaluation_data or --evaluate_rest")
-    if request.metric not in (known := (*METRICS, *DETECTION_METRICS)):
-        raise ConfigError(
-            f"--metric is {request.metric!r}{nearest(request.metric, known)}; choose one of {', '.join(known)}"
-        )
-    if not 0 <= request.max_drop <= 1:
-        raise ConfigError(f"--max_drop must lie in [0, 1] (0.01 is one point), not {request.max_drop}")
+    check_gate(request.metric, request.max_drop)
     outputs = {name: getattr(request, name) for name in _OUTPUTS}
     if request.debug:
         outputs |= {f"output_graph (its {stage})": path for stage, path in stage_paths(request.output_graph).items()}
@@ -161,25 +153,6 @@ def _check_request(request: Request) -> None:
             raise ConfigError(f"--{option}: {path!r} is {'a directory' if tf.io.gfile.isdir(path) else 'a file'}")
 
 
-def _evaluate(
-    request: Request,
-    config: QuantizationConfig,
-    prepared: PreparedGraph,
-    fp32_graph: Any,
-    conversion: Conversion,
-    quiet: bool,
-) -> EvaluationResult:
-    examples = comparison_examples(request, config, prepared)
-    graphs = (fp32_graph, conversion.graph_def, prepared.inputs, prepared.outputs)
-    with step("Evaluating", quiet) as seen:
-        if request.metric in DETECTION_METRICS:
-            labelled = request.metric == "coco_map"
-            found = evaluate_detectors(*graphs, examples, config, labelled=labelled, on_example=seen)
-            return judge_detectors(found, metric=request.metric, max_drop=request.max_drop)
-        compared = evaluate(*graphs, examples, config, seen)
-    return judge(compared.counts, metric=request.metric, max_drop=request.max_drop)
-
-
 def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluation: EvaluationResult | None) -> None:
     """Writes all outputs, or none: if one fails, those that were not there before are removed again."""
     config, prepared = ready.config, ready.prepared
@@ -190,14 +163,14 @@ def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluati
             request.saved_model,
             lambda path: export_saved_model(graph_def, inputs, outputs, config.preprocess, path, request.overwrite),
         ),
-        (request.plan, lambda path: _write_text(path, conversion.plan.to_json() + "\n")),
+        (request.plan, lambda path: write_text(path, conversion.plan.to_json() + "\n")),
         (
             request.save_calibration,
             lambda path: save_calibration(
                 SavedCalibration.of(ready.calibration, prepared, ready.sample_config, source), path, request.overwrite
             ),
         ),
-        (request.report, lambda path: _write_text(path, evaluation.to_json() if evaluation else "")),
+        (request.report, lambda path: write_text(path, evaluation.to_json() if evaluation else "")),
         (request.output_graph, lambda path: save_graph(graph_def, path, request.overwrite)),
     ]
     with contextlib.ExitStack() as undo:
@@ -208,14 +181,6 @@ def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluati
                 undo.callback(_remove, path)
             write(path)
         undo.pop_all()
-
-
-def _write_text(path: str, text: str) -> None:
-    try:
-        with whole_file(path, overwrite=True) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(text)
-    except tf.errors.OpError as error:
-        raise QuantizerError(f"cannot write {path!r}: {error.message}") from None
 
 
 def _remove(path: str) -> None:

@@ -9,6 +9,7 @@ import click
 from quantizer_core.cli.options import (
     callback_options,
     folder_options,
+    gate_options,
     graph_options,
     preprocess_options,
     quantization_options,
@@ -18,22 +19,28 @@ from quantizer_core.cli.options import (
 @click.command()
 @graph_options()
 @callback_options
-@click.option("--output_graph", required=True, metavar="FILE", help="The INT8 graph to write (.pb or .pbtxt).")
-@click.option("--evaluation_data", metavar="PATH", help="Compare FP32 and INT8 on these examples.")
+@click.option(
+    "--output_graph", required=True, type=click.Path(), metavar="FILE", help="The INT8 graph to write (.pb or .pbtxt)."
+)
+@click.option("--evaluation_data", type=click.Path(), metavar="PATH", help="Compare FP32 and INT8 on these examples.")
 @click.option("--evaluate_rest", is_flag=True,
               help="Compare on the calibration data behind the first --num_calibration_examples.")  # fmt: skip
-@click.option("--metric", default="top1", show_default=True,
-              help="top1, top5 (need labels), agreement or similarity (need none); of detectors coco_map (needs "
-              "objects) or boxes (share of FP32's boxes that INT8 finds).")  # fmt: skip
-@click.option("--max_drop", type=float, default=0.01, show_default=True, help="Largest loss of the metric accepted.")
+@gate_options
 @preprocess_options
 @folder_options
 @quantization_options
-@click.option("--plan", metavar="FILE.json", help="Write which nodes run in INT8, and why others do not.")
-@click.option("--save_calibration", metavar="FILE",
+@click.option(
+    "--plan", type=click.Path(), metavar="FILE.json", help="Write which nodes run in INT8, and why others do not."
+)
+@click.option("--save_calibration", type=click.Path(), metavar="FILE",
               help="Write what calibration saw, for --calibration. Holds a sample of the examples.")  # fmt: skip
-@click.option("--saved_model", metavar="DIR", help="Write a SavedModel for serving, preprocessing included, too.")
-@click.option("--report", metavar="FILE.json", help="Write the figures of the evaluation.")
+@click.option(
+    "--saved_model",
+    type=click.Path(),
+    metavar="DIR",
+    help="Write a SavedModel for serving, preprocessing included, too.",
+)
+@click.option("--report", type=click.Path(), metavar="FILE.json", help="Write the figures of the evaluation.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table, and no progress.")
 @click.pass_context

@@ -11,7 +11,12 @@ from quantizer_core.cli.options import folder_options, graph_options, preprocess
 
 @click.command()
 @graph_options(required=False)
-@click.option("--evaluation_data", metavar="PATH", help="Compare on these examples. [default: the calibration data]")
+@click.option(
+    "--evaluation_data",
+    type=click.Path(),
+    metavar="PATH",
+    help="Compare on these examples. [default: the calibration data]",
+)
 @click.option("--evaluate_rest", is_flag=True,
               help="Compare on the calibration data behind the first --num_calibration_examples.")  # fmt: skip
 @click.option("--examples", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
@@ -20,7 +25,12 @@ from quantizer_core.cli.options import folder_options, graph_options, preprocess
 @folder_options
 @quantization_options
 @click.option("--top", type=click.IntRange(min=1), metavar="K", help="Show the K worst tensors. [default: all]")
-@click.option("--plan", metavar="FILE.json", help="Only print this plan, which convert --plan wrote, as a table.")
+@click.option(
+    "--plan",
+    type=click.Path(),
+    metavar="FILE.json",
+    help="Only print this plan, which convert --plan wrote, as a table.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables, and no progress.")
 def inspect(as_json: bool, top: int | None, plan: str | None, examples: int, **options: Any) -> None:
     """Show how far every INT8 tensor lies from its FP32 value, worst first, and what stays FP32 and why.

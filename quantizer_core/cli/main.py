@@ -11,10 +11,13 @@ import warnings
 
 import click
 
+from quantizer_core.cli.benchmark import benchmark
+from quantizer_core.cli.completion import completion
 from quantizer_core.cli.convert import convert
 from quantizer_core.cli.diff_ranges import diff_ranges
 from quantizer_core.cli.docker import docker
 from quantizer_core.cli.doctor import doctor
+from quantizer_core.cli.evaluate import evaluate
 from quantizer_core.cli.inspect import inspect
 from quantizer_core.cli.lineage import lineage
 from quantizer_core.cli.make_tfrecords import make_tfrecords
@@ -42,7 +45,10 @@ def cli() -> None:
     """Turn frozen FP32 TensorFlow graphs into INT8 ones, and see what that costs."""
 
 
-for command in (convert, diff_ranges, docker, doctor, inspect, lineage, model_zoo, summarize_graph, make_tfrecords):
+for command in (
+    convert, model_zoo, evaluate, benchmark, inspect, summarize_graph, diff_ranges, lineage, make_tfrecords, doctor,
+    docker, completion,
+):  # fmt: skip
     cli.add_command(command)
 
 

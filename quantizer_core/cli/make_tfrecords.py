@@ -8,8 +8,20 @@ from quantizer_core.cli.options import IMAGE_KEY, LABEL_KEY, CommaList, folder_o
 
 
 @click.command("make-tfrecords")
-@click.option("--images", required=True, metavar="DIR", help="Folder of images (or other files, see --extensions).")
-@click.option("--output", required=True, metavar="FILE", help="The TFRecord file; compressed if it ends in .gz.")
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(),
+    metavar="DIR",
+    help="Folder of images (or other files, see --extensions).",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="The TFRecord file; compressed if it ends in .gz.",
+)
 @folder_options
 @click.option("--extensions", type=CommaList(), help="Files to take. [default: images, or else .wav]")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out the first files, in the order of names.")

@@ -16,27 +16,38 @@ EXAMPLES = 100
 
 @click.command(name="model-zoo")
 @click.option("--model", required=True, metavar="NAME", help="A model of the registry; see --list.")
-@click.option("--in_graph", required=True, metavar="FILE", help="The frozen FP32 graph.")
-@click.option("--out_graph", metavar="FILE", help="The INT8 graph to write. [default: in_graph's name with _int8]")
-@click.option("--data_location", required=True, metavar="PATH",
+@click.option("--in_graph", required=True, type=click.Path(), metavar="FILE", help="The frozen FP32 graph.")
+@click.option(
+    "--out_graph",
+    type=click.Path(),
+    metavar="FILE",
+    help="The INT8 graph to write. [default: in_graph's name with _int8]",
+)
+@click.option("--data_location", required=True, type=click.Path(), metavar="PATH",
               help="Folder of images, or TFRecords of ImageNet or COCO (file, pattern or folder).")  # fmt: skip
-@click.option("--models_zoo_location", metavar="DIR",
+@click.option("--models_zoo_location", type=click.Path(), metavar="DIR",
               help="A checkout of the Model Zoo: calibrate by its script, on --data_location.")  # fmt: skip
-@click.option("--models_source_dir", metavar="DIR",
+@click.option("--models_source_dir", type=click.Path(), metavar="DIR",
               help="The model's sources, where the zoo's script wants them.")  # fmt: skip
 @click.option("--num_calibration_examples", type=click.IntRange(min=1), metavar="N",
               help="Calibrate on the first N examples. [default: 100]")  # fmt: skip
 @click.option("--evaluate", is_flag=True, help="Compare FP32 and INT8 on the examples behind them.")
-@click.option("--evaluation_data", metavar="PATH", help="Compare FP32 and INT8 on these examples instead.")
+@click.option(
+    "--evaluation_data", type=click.Path(), metavar="PATH", help="Compare FP32 and INT8 on these examples instead."
+)
 @click.option("--metric", help="[default: the model's: top1, or coco_map for detectors]")
 @click.option("--max_drop", type=float, default=0.01, show_default=True, help="Largest loss of the metric accepted.")
 @click.option("--image_size", type=int, help="Height and width of the images, where the graph takes any.")
 @click.option("--label_offset", type=int, help="Added to the class. [default: as for ImageNet's TFRecords, from 1]")
 @folder_options
 @debug_option
-@click.option("--registry", metavar="FILE.json", help="Another registry. [default: the nine models of 2020]")
-@click.option("--plan", metavar="FILE.json", help="Write which nodes run in INT8, and why others do not.")
-@click.option("--report", metavar="FILE.json", help="Write the figures of the evaluation.")
+@click.option(
+    "--registry", type=click.Path(), metavar="FILE.json", help="Another registry. [default: the nine models of 2020]"
+)
+@click.option(
+    "--plan", type=click.Path(), metavar="FILE.json", help="Write which nodes run in INT8, and why others do not."
+)
+@click.option("--report", type=click.Path(), metavar="FILE.json", help="Write the figures of the evaluation.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table, and no progress.")
 @click.option("--list", "list_models", is_flag=True, is_eager=True, expose_value=False,

@@ -39,6 +39,45 @@ class CommaList(click.ParamType):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+class IntegerList(click.ParamType):
+    """``1,2,4`` as a tuple of positive integers."""
+
+    name = "N,N…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        numbers = _integers(value)
+        if not numbers or min(numbers) <= 0:
+            self.fail(f"{value!r} is no list of positive numbers like 1,2,4", param, ctx)
+        return numbers
+
+
+class Shape(click.ParamType):
+    """``NAME=A,B,C`` as a name and a tuple of positive integers; nothing behind the = is a scalar."""
+
+    name = "INPUT=A,B,C"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, sizes = value.partition("=")
+        numbers = _integers(sizes) if sizes else ()
+        if not name or not equals or numbers is None or min(numbers, default=1) <= 0:
+            self.fail(f"{value!r} is not like image=224,224,3", param, ctx)
+        return name, numbers
+
+
+def _integers(text: str) -> tuple[int, ...] | None:
+    """Returns the numbers between commas, or None if something else is there."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        return None
+
+
 class ImageSize(click.ParamType):
     """``H,W`` (or one number for both) as a pair of integers."""
 
@@ -47,10 +86,7 @@ class ImageSize(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
+        numbers = _integers(value) or ()
         if len(numbers) not in (1, 2) or min(numbers) <= 0:
             self.fail(f"{value!r} is neither H,W nor one number", param, ctx)
         return numbers * 2 if len(numbers) == 1 else numbers
@@ -66,13 +102,18 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
     """Options on the graph to convert, ``required`` or not, and on what to calibrate it with."""
     options = [
         click.option(
-            "--input_graph", required=required, metavar="PATH", help="Frozen GraphDef (.pb, .pbtxt) or SavedModel."
+            "--input_graph",
+            required=required,
+            type=click.Path(),
+            metavar="PATH",
+            help="Frozen GraphDef (.pb, .pbtxt) or SavedModel.",
         ),
         click.option("--inputs", type=CommaList(), help="Input nodes. [default: all placeholders]"),
         click.option("--outputs", type=CommaList(), help="Output nodes. [default: the nodes that no other reads]"),
         click.option("--signature", help="The SavedModel's signature. [default: serving_default]"),
         click.option(
             "--calibration_data",
+            type=click.Path(),
             metavar="PATH",
             help="Folder of images or WAV files, or TFRecords of tf.Examples (file, pattern or folder).",
         ),
@@ -84,10 +125,52 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
         ),
         click.option(
             "--calibration",
+            type=click.Path(),
             metavar="FILE",
             help="Take what an earlier run saw in place of --calibration_data, for another --method, exclusion or "
             "rounding without another pass over the data: of convert --save_calibration, or a CalibrationRanges.",
         ),
+    ]
+    return lambda function: _apply(options, function)
+
+
+def gate_options(function: _Function) -> _Function:
+    """Options on when INT8 is good enough."""
+    options = [
+        click.option(
+            "--metric",
+            default="top1",
+            show_default=True,
+            help="top1, top5 (need labels), agreement or similarity (need none); of detectors coco_map (needs "
+            "objects) or boxes (share of FP32's boxes that INT8 finds).",
+        ),
+        click.option(
+            "--max_drop", type=float, default=0.01, show_default=True, help="Largest loss of the metric accepted."
+        ),
+    ]
+    return _apply(options, function)
+
+
+def pair_options(int8_required: bool) -> Callable[[_Function], _Function]:
+    """Options on an FP32 graph and the INT8 graph made of it, ``int8_required`` or not."""
+    options = [
+        click.option(
+            "--input_graph",
+            required=True,
+            type=click.Path(),
+            metavar="PATH",
+            help="The FP32 graph (.pb, .pbtxt, SavedModel).",
+        ),
+        click.option(
+            "--int8_graph",
+            required=int8_required,
+            type=click.Path(),
+            metavar="PATH",
+            help="The INT8 graph (.pb, .pbtxt, SavedModel).",
+        ),
+        click.option("--inputs", type=CommaList(), help="Input nodes. [default: all placeholders]"),
+        click.option("--outputs", type=CommaList(), help="Output nodes. [default: the nodes that no other reads]"),
+        click.option("--signature", help="The SavedModels' signature. [default: serving_default]"),
     ]
     return lambda function: _apply(options, function)
 
@@ -139,7 +222,12 @@ def quantization_options(function: _Function) -> _Function:
         click.option(
             "--max_batch_bytes", type=int, help="Fewer, where a step would take more memory. [default: 1 GiB]"
         ),
-        click.option("--config", metavar="FILE.json", help="A QuantizationConfig; options given here go before it."),
+        click.option(
+            "--config",
+            type=click.Path(),
+            metavar="FILE.json",
+            help="A QuantizationConfig; options given here go before it.",
+        ),
     ]
     return _apply(options, function)
 

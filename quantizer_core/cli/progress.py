@@ -13,7 +13,7 @@ _INTERVAL = 0.1
 
 
 @contextlib.contextmanager
-def step(what: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def step(what: str, quiet: bool = False, unit: str = "examples") -> Iterator[Callable[[int], None]]:
     """Shows one step, for example ``Calibrating``, and yields the function that is told the number of examples."""
     if quiet:
         yield lambda count: None
@@ -30,10 +30,10 @@ def step(what: str, quiet: bool = False) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if status is not None and now - shown >= _INTERVAL:
             shown = now
-            status.update(f"{what}: {count} examples")
+            status.update(f"{what}: {count} {unit}")
 
     with contextlib.ExitStack() as stack:
         status = stack.enter_context(console.status(what)) if console.is_terminal else None
         yield seen
-    examples = f"{total} examples, " if total else ""
-    click.echo(f"{what}: {examples}{time.monotonic() - started:.1f} s", err=True)
+    counted = f"{total} {unit}, " if total else ""
+    click.echo(f"{what}: {counted}{time.monotonic() - started:.1f} s", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 import tensorflow as tf
@@ -23,7 +23,7 @@ from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import check_machine
 from quantizer_core.stages import INSTRUMENTED, save_stages_before, stage_paths
-from quantizer_core.types import PreparedGraph
+from quantizer_core.types import PreparedGraph, TensorSpec
 
 #: Option of the commands → field of QuantizationConfig.
 _CONFIG_FIELDS = {
@@ -177,11 +177,7 @@ def calibrated(
     known = load_calibration(request.calibration) if request.calibration is not None else None
     with step("Loading and preparing", quiet):
         graph = load(request.input_graph, request.signature)
-        config = dataclasses.replace(
-            config,
-            inputs=graph.names(request.inputs or config.inputs, graph.inputs),
-            outputs=graph.names(request.outputs or config.outputs, graph.outputs),
-        )
+        config = named(request, config, graph)
         prepared = prepare(graph.graph_def, config)
     if stages_beside is not None:
         save_stages_before(prepared, stages_beside, config.refine_examples > 0)
@@ -201,11 +197,20 @@ def calibrated(
                 graph_path=stage_paths(stages_beside)[INSTRUMENTED] if stages_beside is not None else None,
             )
         return Calibrated(graph, config, prepared, run, sampled_config(config))
-    found = examples_of(request, request.calibration_data or "", config, prepared)
+    found = examples_of(request, request.calibration_data or "", config, prepared.inputs)
     examples = itertools.islice(found, request.num_calibration_examples)
     with step("Calibrating", quiet) as seen:
         calibration = calibrate(prepared, examples, unlabelled, seen)
     return Calibrated(graph, config, prepared, calibration, unlabelled)
+
+
+def named(request: CalibrationRequest, config: QuantizationConfig, graph: LoadedGraph) -> QuantizationConfig:
+    """Returns the choices with the inputs and outputs that the options, the config file or a signature name."""
+    return dataclasses.replace(
+        config,
+        inputs=graph.names(request.inputs or config.inputs, graph.inputs),
+        outputs=graph.names(request.outputs or config.outputs, graph.outputs),
+    )
 
 
 def converted(ready: Calibrated, quiet: bool = False) -> Conversion:
@@ -221,13 +226,13 @@ def _unlabelled(config: QuantizationConfig) -> QuantizationConfig:
 
 
 def examples_of(
-    request: CalibrationRequest, path: str, config: QuantizationConfig, prepared: PreparedGraph
+    request: CalibrationRequest, path: str, config: QuantizationConfig, inputs: Sequence[TensorSpec]
 ) -> Iterator[bytes]:
     """Returns the serialized examples at a path, as the options say."""
     image_key = config.preprocess.image_key
-    if config.preprocess.kind == "tensors" and len(prepared.inputs) == 1 and request.image_key is None:
+    if config.preprocess.kind == "tensors" and len(inputs) == 1 and request.image_key is None:
         # A folder of WAV files for a graph that takes the file's bytes: the input's own feature gets them.
-        name = prepared.inputs[0].name
+        name = inputs[0].name
         image_key = config.preprocess.features.get(name, name)
     return read_examples(
         path,
@@ -239,9 +244,9 @@ def examples_of(
 
 
 def comparison_examples(
-    request: CalibrationRequest, config: QuantizationConfig, prepared: PreparedGraph
+    request: CalibrationRequest, config: QuantizationConfig, inputs: Sequence[TensorSpec]
 ) -> Iterator[bytes]:
     """Returns the examples to compare FP32 and INT8 on: those given, the rest, or the calibration data."""
     path = request.evaluation_data or request.calibration_data or ""
-    examples = examples_of(request, path, config, prepared)
+    examples = examples_of(request, path, config, inputs)
     return itertools.islice(examples, request.num_calibration_examples, None) if request.evaluate_rest else examples

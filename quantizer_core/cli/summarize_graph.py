@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @click.command("summarize-graph")
-@click.option("--in_graph", required=True, metavar="PATH", help="A GraphDef (.pb or .pbtxt) or a SavedModel.")
+@click.option(
+    "--in_graph", required=True, type=click.Path(), metavar="PATH", help="A GraphDef (.pb or .pbtxt) or a SavedModel."
+)
 @click.option("--input_binary", is_flag=True, help="Insist on a binary GraphDef. [default: detect the form]")
 @click.option("--signature", help="The SavedModel's signature. [default: serving_default]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

@@ -42,10 +42,32 @@ def test_help_and_wrong_use_need_no_tensorflow(arguments: list[str]) -> None:
 
 def test_commands_and_version() -> None:
     assert sorted(cli.commands) == [
-        *("convert", "diff-ranges", "docker", "doctor", "inspect", "lineage", "make-tfrecords", "model-zoo"),
-        "summarize-graph",
+        *("benchmark", "completion", "convert", "diff-ranges", "docker", "doctor", "evaluate", "inspect", "lineage"),
+        *("make-tfrecords", "model-zoo", "summarize-graph"),
     ]
     assert VERSION in run("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("quantizer mod", "model-zoo"),
+        ("quantizer convert --input_g", "--input_graph"),
+        ("quantizer convert --method m", "minmax"),
+        ("quantizer convert --input_graph mob", "mob"),  # type "file": the shell completes it
+    ],
+)
+def test_shells_complete_the_command_line(words: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shells = {shell: run("completion", shell) for shell in ("bash", "zsh", "fish")}
+    for shell, result in shells.items():
+        assert result.exit_code == 0 and f"_QUANTIZER_COMPLETE={shell}_complete" in result.stdout
+    environment = {"_QUANTIZER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(cli, [], prog_name="quantizer")
+    found = dict(line.split(",", 1)[::-1] for line in done.stdout.splitlines())
+    assert expected in found
+    assert found[expected] == ("file" if expected == "mob" else "plain")
 
 
 @pytest.fixture
