@@ -29,6 +29,7 @@ EXTRAS = {
     "kubeflow": ["kfp==2.5.*"],
     "demo": ["scikit-learn>=1.3,<2"],
     "detection": ["pycocotools>=2.0.7,<3"],
+    "benchmarks": ["matplotlib>=3.8,<4"],
     "dev": [
         "build>=1",
         "hypothesis>=6.100",

@@ -138,13 +138,7 @@ def measure(
     console: Console,
 ) -> Iterator[Row]:
     """Yields the rows of each graph: our settings, then the chosen peers that can be installed here."""
-    installed = {}
-    for key in chosen:
-        try:
-            with console.status(f"{peers.PEERS[key].title}: installing"):
-                installed[key] = peers.install(peers.PEERS[key], ROOT / "build" / "peers" / key)
-        except RuntimeError as error:
-            console.print(f"{peers.PEERS[key].title} is left out, it cannot be installed: {error}")
+    installed = peers.install_all(chosen, ROOT / "build" / "peers", console)
     for name in graphs:
         with console.status(TITLES[name]):
             for tool, settings in variants.items():

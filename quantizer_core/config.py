@@ -105,7 +105,8 @@ class QuantizationConfig:
       per_channel: one weight scale per output channel where the kernel allows it, else one per tensor.
       calibration_method: how a histogram becomes a range (see ``quantizer_core.calibration.methods``).
       percentile: for ``percentile``: share of the values, in percent, that the range covers; in (50, 100].
-      reduce_range: 7-bit weights, which CPUs without VNNI need for exact sums: ``auto`` asks the CPU.
+      reduce_range: weights of 7 to 8 bits, whose products CPUs without VNNI can sum exactly in 16 bits: ``auto`` asks
+        the CPU. See ``quantizer_core.lowering.weights.grid``.
       weight_clipping: ``mse`` clips large weights where the smaller steps of the others make up for it (the limit with
         the least squared error); ``none`` keeps every weight in range.
       equalization: give each channel of a tensor between kernels a scale of its own, where that is predicted to make

@@ -48,6 +48,7 @@ class GraphSession:
         process: the first session made in it decides.
       optimize: whether TensorFlow's graph optimiser (constant folding, fusing) may work on the graph.
       targets: names of nodes that ``run`` runs besides, without a result.
+      bfloat16: whether the optimiser may turn float32 into bfloat16 (TensorFlow's automatic mixed precision).
 
     Raises:
       UnknownNodeError: if an input or fetch is no tensor of the graph; names the nearest.
@@ -63,6 +64,7 @@ class GraphSession:
         threads: int | None = None,
         optimize: bool = True,
         targets: Sequence[str] = (),
+        bfloat16: bool = False,
     ):
         self.inputs = tuple(inputs)
         self.fetches = tuple(canonical(name) for name in fetches)
@@ -81,6 +83,10 @@ class GraphSession:
             inter_op_parallelism_threads=threads or 0,
             device_count={"GPU": 0},
         )
+        if bfloat16:
+            config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
+                rewriter_config_pb2.RewriterConfig.ON
+            )
         if not optimize:
             config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0
             config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -323,6 +329,11 @@ def has_vnni() -> bool:
     if limit in _ISA_WITH_AVX_VNNI_ONLY:
         return "avx_vnni" in flags
     return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def has_bfloat16() -> bool:
+    """Returns whether the processor multiplies bfloat16 numbers itself."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def cpu_flags() -> frozenset[str]:

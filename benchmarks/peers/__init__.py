@@ -1,8 +1,9 @@
 """Other quantisers, each in a virtual environment of its own: how to install them and how to run one on a graph.
 
 A driver (a file of this folder) runs in the peer's environment, imports nothing of ours, and is given a folder with
-``case.json``, ``calibration.npy`` and ``evaluation.npy`` (see ``benchmarks.accuracy.write_arrays``). It writes
-``int8.npy`` (int64 [images], the class of each image) and prints the seconds of calibration and conversion last.
+``case.json``, ``calibration.npy`` and maybe ``evaluation.npy`` (see ``benchmarks.accuracy.write_arrays`` and
+``benchmarks.speed_cases.make_case``). It writes the INT8 model (``neural_compressor.pb`` or ``openvino.xml``), for the
+images to evaluate ``int8.npy`` (int64 [images], classes), and prints the seconds of calibration and conversion last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -62,13 +65,34 @@ def install(peer: Peer, folder: Path) -> Path:
     return python
 
 
+def install_all(names: Sequence[str], folder: Path, console: Console) -> dict[str, Path]:
+    """Makes the environments of these peers; returns the Python of those that could be made, and says which not."""
+    installed = {}
+    for name in names:
+        try:
+            with console.status(f"{PEERS[name].title}: installing"):
+                installed[name] = install(PEERS[name], folder / name)
+        except RuntimeError as error:
+            console.print(f"{PEERS[name].title} is left out, it cannot be installed: {error}")
+    return installed
+
+
 def run(peer: Peer, python: Path, folder: Path) -> float:
     """Runs the peer's driver on a case and returns the seconds that calibration and conversion took.
 
     Raises:
       RuntimeError: if it fails, with the last line of what it says.
     """
-    found = _run([str(python), str(HERE / peer.driver), str(folder)], cwd=folder)
+    return script(python, peer.driver, folder)
+
+
+def script(python: Path, name: str, folder: Path, *arguments: object) -> float:
+    """Runs a file of this folder in a peer's environment on a case; returns the number that it prints last.
+
+    Raises:
+      RuntimeError: if it fails, with the last line of what it says.
+    """
+    found = _run([str(python), str(HERE / name), str(folder), *map(str, arguments)], cwd=folder)
     return float(found.strip().splitlines()[-1])
 
 

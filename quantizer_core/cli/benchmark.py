@@ -22,6 +22,8 @@ from quantizer_core.cli.options import IMAGE_KEY, IntegerList, Shape, pair_optio
               help="Run on examples from here: images, WAV files, TFRecords. [default: noise]")  # fmt: skip
 @click.option("--shape", "shapes", type=Shape(), multiple=True,
               help="Shape of one example of an input that the graph leaves open. May be given again.")  # fmt: skip
+@click.option("--bfloat16", is_flag=True,
+              help="Time FP32 with TensorFlow's automatic bfloat16 too. Needs a processor that has it.")  # fmt: skip
 @preprocess_options
 @click.option("--image_key", help=f"The feature of --data with the image's bytes. [default: {IMAGE_KEY}]")
 @click.option("--config", metavar="FILE.json", type=click.Path(),

@@ -14,13 +14,13 @@ from quantizer_core.cli.pair import load_pair
 from quantizer_core.cli.progress import step
 from quantizer_core.cli.steps import CalibrationRequest, config_of, examples_of
 from quantizer_core.cli.tables import plain_table
-from quantizer_core.errors import DataError
+from quantizer_core.errors import DataError, MachineError
 from quantizer_core.preprocessing.decoder import ExampleDecoder
-from quantizer_core.runtime import check_machine
+from quantizer_core.runtime import check_machine, has_bfloat16
 from quantizer_core.speed.feeds import noise, with_shapes
 from quantizer_core.speed.measure import Bench, Setting, Timing, Trace, batches_for
 
-FP32, INT8 = "FP32", "INT8"
+FP32, BF16, INT8 = "FP32", "BF16", "INT8"
 #: Slowest nodes that are shown, of each graph.
 _NODES = 10
 
@@ -32,16 +32,18 @@ class Measured:
     timings: tuple[Timing, ...]
     traces: tuple[Trace, ...] = ()
 
-    def pairs(self) -> list[tuple[Timing, Timing | None]]:
-        """Returns FP32's timing of each setting beside INT8's."""
-        int8 = {timing.setting: timing for timing in self.timings if timing.graph == INT8}
-        return [(timing, int8.get(timing.setting)) for timing in self.timings if timing.graph == FP32]
+    def by_setting(self) -> dict[Setting, dict[str, Timing]]:
+        """Returns setting → graph → timing, in the order of measurement."""
+        found: dict[Setting, dict[str, Timing]] = {}
+        for timing in self.timings:
+            found.setdefault(timing.setting, {})[timing.graph] = timing
+        return found
 
 
 def measure(
     *, int8_graph: str | None, threads: tuple[int, ...] | None, batch_sizes: tuple[int, ...], repeats: int,
-    seconds: float, data: str | None, shapes: Sequence[tuple[str, tuple[int, ...]]], trace: bool, timeline: str | None,
-    quiet: bool, **options: Any,
+    seconds: float, bfloat16: bool, data: str | None, shapes: Sequence[tuple[str, tuple[int, ...]]], trace: bool,
+    timeline: str | None, quiet: bool, **options: Any,
 ) -> Measured:  # fmt: skip
     """Times the graphs as the command's options say.
 
@@ -49,6 +51,8 @@ def measure(
       QuantizerError: see ``load_pair``, ``noise`` and ``Bench.time``.
     """
     check_machine()
+    if bfloat16 and not has_bfloat16():
+        raise MachineError("--bfloat16: this processor has no bfloat16 (avx512_bf16 or amx_bf16 in /proc/cpuinfo)")
     request = CalibrationRequest(evaluation_data=data, **options)
     with step("Loading", quiet):
         pair = load_pair(request, int8_graph, config_of(request))
@@ -68,8 +72,12 @@ def measure(
         os.makedirs(timeline, exist_ok=True)
     processors = len(os.sched_getaffinity(0))
     settings = [Setting(count, batch) for count in threads or sorted({1, processors}) for batch in batches]
-    graphs = {FP32: pair.fp32} if pair.int8 is None else {FP32: pair.fp32, INT8: pair.int8}
-    with Bench(graphs, inputs, pair.outputs, examples) as bench:
+    graphs = {FP32: pair.fp32}
+    if bfloat16:
+        graphs[BF16] = pair.fp32
+    if pair.int8 is not None:
+        graphs[INT8] = pair.int8
+    with Bench(graphs, inputs, pair.outputs, examples, {BF16}) as bench:
         with step("Timing", quiet, unit="runs") as seen:
             timings = bench.time(settings, repeats, seconds, None if quiet else lambda done, _: seen(done))
         traces = []
@@ -89,16 +97,17 @@ def report(measured: Measured, as_json: bool) -> str:
 def facts(measured: Measured) -> dict[str, Any]:
     """Returns everything as JSON data."""
     rows = []
-    for fp32, int8 in measured.pairs():
-        row: dict[str, Any] = dataclasses.asdict(fp32.setting)
-        for timing in (fp32, *([int8] if int8 else [])):
-            row[timing.graph.lower()] = {
+    for setting, timings in measured.by_setting().items():
+        row: dict[str, Any] = dataclasses.asdict(setting)
+        for name, timing in timings.items():
+            row[name.lower()] = {
                 "milliseconds": timing.latency,
                 "repeats": list(timing.milliseconds),
                 "examples_per_second": timing.throughput,
             }
-        if int8 is not None:
-            row["speedup"] = dict(zip(("median", "least", "most"), int8.speedup_over(fp32), strict=True))
+            if name != FP32:
+                ratios = timing.speedup_over(timings[FP32])
+                row[name.lower()]["speedup"] = dict(zip(("median", "least", "most"), ratios, strict=True))
         rows.append(row)
     traces = {
         trace.graph.lower(): {
@@ -113,20 +122,17 @@ def facts(measured: Measured) -> dict[str, Any]:
 
 def _tables(measured: Measured) -> list[str]:
     rows = []
-    for fp32, int8 in measured.pairs():
-        row = [str(fp32.setting.threads), str(fp32.setting.batch), f"{fp32.latency:.2f}", f"{fp32.throughput:.0f}"]
-        if int8 is not None:
-            median, least, most = int8.speedup_over(fp32)
-            row += [
-                f"{int8.latency:.2f}",
-                f"{int8.throughput:.0f}",
-                f"{median:.2f} ×",
-                f"{least:.2f}…{most:.2f}",
-            ]
+    columns: list[str] = []
+    for setting, timings in measured.by_setting().items():
+        row, columns = [str(setting.threads), str(setting.batch)], ["threads", "batch"]
+        for name, timing in timings.items():
+            row += [f"{timing.latency:.2f}", f"{timing.throughput:.0f}"]
+            columns += [f"{name} ms", f"{name} ex/s"]
+            if name != FP32:
+                median, least, most = timing.speedup_over(timings[FP32])
+                row += [f"{median:.2f} ×", f"{least:.2f}…{most:.2f}"]
+                columns += ["speed-up", "spread"]
         rows.append(row)
-    paired = any(int8 is not None for _, int8 in measured.pairs())
-    columns = ["threads", "batch", "FP32 ms", "FP32 ex/s"]
-    columns += ["INT8 ms", "INT8 ex/s", "speed-up", "spread"] if paired else []
     latency = min(measured.timings, key=lambda timing: timing.latency)
     throughput = max(measured.timings, key=lambda timing: timing.throughput)
     best = [

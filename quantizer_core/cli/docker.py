@@ -20,7 +20,7 @@ WORKSPACE = "/workspace"
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--docker-image", "--docker_image", "image", default="tfx-quantizer:latest", show_default=True,
               metavar="NAME[:TAG]", help="The image, built from docker/Dockerfile.")  # fmt: skip
 @click.option("--in_graph", required=True, metavar="FILE", help="The FP32 graph.")

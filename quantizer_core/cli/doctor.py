@@ -90,7 +90,7 @@ def as_text(found: dict[str, Any]) -> str:
     facts = Table(show_header=False, box=None, pad_edge=False)
     switch = found[SWITCH]
     features = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found["cpu_features"].items())
-    bits = "8 bits (VNNI)" if found["vnni_used"] else "7 bits (no VNNI used: 8 would overflow 16-bit sums)"
+    bits = "8 bits (VNNI)" if found["vnni_used"] else "7 to 8 bits (no VNNI used: 16-bit sums must not overflow)"
     for name, value in (
         ("TensorFlow", f"{found['tensorflow']}, Python {found['python']}"),
         ("oneDNN", f"{'on' if found['onednn'] else 'OFF'} ({SWITCH} {_or_unset(switch)})"),

@@ -15,15 +15,15 @@ EXAMPLES = 100
 
 
 @click.command(name="model-zoo")
-@click.option("--model", required=True, metavar="NAME", help="A model of the registry; see --list.")
-@click.option("--in_graph", required=True, type=click.Path(), metavar="FILE", help="The frozen FP32 graph.")
+@click.option("--model", metavar="NAME", help="A model of the registry; see --list.")
+@click.option("--in_graph", type=click.Path(), metavar="FILE", help="The frozen FP32 graph.")
 @click.option(
     "--out_graph",
     type=click.Path(),
     metavar="FILE",
     help="The INT8 graph to write. [default: in_graph's name with _int8]",
 )
-@click.option("--data_location", required=True, type=click.Path(), metavar="PATH",
+@click.option("--data_location", type=click.Path(), metavar="PATH",
               help="Folder of images, or TFRecords of ImageNet or COCO (file, pattern or folder).")  # fmt: skip
 @click.option("--models_zoo_location", type=click.Path(), metavar="DIR",
               help="A checkout of the Model Zoo: calibrate by its script, on --data_location.")  # fmt: skip
@@ -50,11 +50,9 @@ EXAMPLES = 100
 @click.option("--report", type=click.Path(), metavar="FILE.json", help="Write the figures of the evaluation.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table, and no progress.")
-@click.option("--list", "list_models", is_flag=True, is_eager=True, expose_value=False,
-              callback=lambda ctx, _, wanted: _list(ctx) if wanted else None,
-              help="List the models and exit.")  # fmt: skip
+@click.option("--list", "list_models", is_flag=True, help="List the models of the registry and exit.")
 @click.pass_context
-def model_zoo(ctx: click.Context, as_json: bool, **options: Any) -> None:
+def model_zoo(ctx: click.Context, as_json: bool, list_models: bool, **options: Any) -> None:
     """Convert a model of the Model Zoo to INT8: its inputs, outputs, exclusions, preprocessing and metric are known.
 
     What the entry does not exclude becomes INT8. No checkout of the zoo is needed; with --models_zoo_location the zoo's
@@ -64,6 +62,12 @@ def model_zoo(ctx: click.Context, as_json: bool, **options: Any) -> None:
     quantizer model-zoo --model resnet50 --in_graph resnet50.pb --out_graph resnet50_int8.pb \\
         --data_location imagenet_tfrecords/ --evaluate
     """
+    if list_models:
+        _list(options["registry"])
+        return
+    for option in ctx.command.params:
+        if option.name in ("model", "in_graph", "data_location") and options[option.name] is None:
+            raise click.MissingParameter(ctx=ctx, param=option)
     from quantizer_core.cli.conversion import run
     from quantizer_core.cli.report import tell
 
@@ -132,9 +136,10 @@ def request_of(
     )
 
 
-def _list(ctx: click.Context) -> None:
+def _list(registry: str | None) -> None:
     from quantizer_core.zoo import load_models
+    from quantizer_core.zoo.registry import MODELS
 
-    for name, model in load_models().items():
-        click.echo(f"{name}: {', '.join(model.config.inputs)} -> {', '.join(model.config.outputs)} ({model.metric})")
-    ctx.exit()
+    for name, model in load_models(registry or MODELS).items():
+        nodes = f"{', '.join(model.config.inputs)} -> {', '.join(model.config.outputs)}"
+        click.echo(f"{name}: {nodes} ({model.metric or 'no metric'})")

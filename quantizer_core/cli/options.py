@@ -190,7 +190,7 @@ def quantization_options(function: _Function) -> _Function:
         click.option(
             "--reduce_range",
             type=click.Choice(REDUCE_RANGE),
-            help="7-bit weights, for CPUs without VNNI. [default: auto]",
+            help="Weights of 7 to 8 bits, exact on CPUs without VNNI too. [default: auto]",
         ),
         click.option(
             "--weight_clipping", type=click.Choice(WEIGHT_CLIPPING), help="Clip outlying weights. [default: none]"

@@ -114,6 +114,15 @@ def dequantized(weights: QuantizedWeights) -> np.ndarray:
     return weights.codes.astype(np.float64) * limits / 127
 
 
+def extreme_neighbours(largest: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns weights [..., up to 4 input channels, outputs] that overflow 16 bits first, in two forms by turns.
+
+    All as large as can be; and only the second and third, which share no 16-bit sum, so that they may be larger.
+    """
+    pattern = np.array([[1, 0], [1, 1], [1, 1], [1, 0]], np.float32)[: shape[-2]]
+    return np.broadcast_to(largest * np.resize(pattern.T, (shape[-1], shape[-2])).T, shape)
+
+
 def reference(case: ConvCase, values: np.ndarray, filters: np.ndarray, pads: list[int]) -> np.ndarray:
     """Returns the case's convolution in float64."""
     padding: str | list[list[int]] = case.padding
@@ -135,7 +144,7 @@ def convolution_error(case: ConvCase, bits: int) -> float:
     shape = (case.batch, 9, 11, case.channels)
     size = (case.kernel, case.kernel, case.channels, 1 if case.depthwise else case.outputs)
     raw = rng.normal(size=size).astype(np.float32)
-    raw[..., :4, :] = np.abs(raw[..., :4, :]).max()  # neighbours with the largest code: they overflow 16 bits first
+    raw[..., :4, :] = extreme_neighbours(np.abs(raw).max(), raw[..., :4, :].shape)
     if case.depthwise and case.source == QUINT8:
         bits = 8
     weights = quantize_weights(
@@ -189,6 +198,7 @@ def product_error(op: str, source: str, rows: int, per_channel: bool, bits: int)
     pointwise = op == "Conv2D"
     values = random_input(rng, (rows, 3, 4, 48) if pointwise else (rows, 48), source, 2.0)
     raw = (rng.normal(size=(48, 10)) * np.arange(1, 11)).astype(np.float32)
+    raw[:4] = extreme_neighbours(1.0, raw[:4].shape) * np.abs(raw).max(0)
     weights = quantize_weights(raw, per_channel=per_channel, bits=bits)
     bias = rng.normal(size=10).astype(np.float32)
     exact = values.astype(np.float64) @ dequantized(weights) + bias
@@ -205,6 +215,7 @@ def matmul_as_convolution_error(rows: int, source: str, result: str, bits: int, 
     rng = np.random.default_rng(4)
     values = random_input(rng, (rows, inputs), source, 2.0)
     raw = (rng.normal(size=(inputs, 10)) * np.arange(1, 11)).astype(np.float32)
+    raw[:4] = extreme_neighbours(1.0, raw[:4].shape) * np.abs(raw).max(0)
     weights = quantize_weights(raw, bits=bits, even=source == QINT8)
     exact = np.maximum(values.astype(np.float64) @ dequantized(weights), 0 if result == QUINT8 else -np.inf)
     top = max(float(np.abs(exact).max()), 1e-3)

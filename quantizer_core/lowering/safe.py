@@ -26,7 +26,8 @@ class SafeKernel:
       paddings: SAME, VALID, EXPLICIT; () where there is none.
       per_channel: takes one weight scale an output channel as well as one a tensor.
       dilation: takes dilations.
-      narrow_bits: (source dtype, width) of the weights on CPUs without VNNI; with VNNI the width is always 8.
+      narrow_bits: (source dtype, width) of the weights on CPUs without VNNI; with VNNI the width is always 8. Of 7
+        bits over quint8, codes up to 127 are used where neighbours allow it (``weights.grid``).
       notes: what must not be emitted, and why.
     """
 

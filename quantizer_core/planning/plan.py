@@ -64,7 +64,8 @@ class NodePlan:
       padding: explicit padding (eight widths) that the kernel takes over from a Pad before it, or empty.
       form: how the node is lowered: ``convolution``, ``matmul`` (float32 result; of a 1×1 convolution too),
         ``matmul_as_convolution``, ``pool``, ``concat``, ``move``; "" if it is not.
-      weight_bits: 8 or 7 for nodes with weights, else 0.
+      weight_bits: for nodes with weights 8, or 7 where their codes keep to 16-bit sums (see
+        ``quantizer_core.lowering.weights.grid``: 7 to 8 bits over quint8 tensors); else 0.
       per_channel: one weight scale for each output channel.
     """
 

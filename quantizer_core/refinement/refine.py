@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph, NodeDef
 from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, even_codes, filter_of
-from quantizer_core.lowering.weights import QuantizedWeights, grid, pack, round_to_nearest
+from quantizer_core.lowering.weights import QuantizedWeights, grid
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
@@ -75,12 +75,12 @@ def _weights(
     config: QuantizationConfig,
 ) -> QuantizedWeights:
     depthwise = node.op == "DepthwiseConv2dNative"
-    step, top = grid(
-        filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits,
+    codes = grid(
+        filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits, even=even,
         clipping=config.weight_clipping,
     )  # fmt: skip
     if config.rounding == "nearest":
-        return round_to_nearest(filters, step, top, even=even)
+        return codes.nearest(filters)
     covariance = Covariance(depthwise)
     strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
     explicit = node.padding or anchor.attr["explicit_paddings"].list.i
@@ -95,10 +95,12 @@ def _weights(
     moments = covariance.result()
     if depthwise:
         taps = filters[..., 0].reshape(-1, filters.shape[2]).T
-        codes = round_channels_second_order(taps, moments[0], step, top).T.reshape(filters.shape)
+        rounded = round_channels_second_order(taps, moments[0], codes.step, codes.top).T
     else:
-        codes = round_second_order(filters.reshape(-1, filters.shape[-1]), moments, step, top).reshape(filters.shape)
-    return pack(codes, step, even=even)
+        rows = filters.reshape(-1, filters.shape[-1])
+        channels = filters.shape[-2] if codes.paired else 0
+        rounded = round_second_order(rows, moments, codes.step, codes.top, channels)
+    return codes.pack(rounded.reshape(filters.shape))
 
 
 def _fp32_means(

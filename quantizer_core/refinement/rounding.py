@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quantizer_core.lowering.weights import PAIR
+
 #: Rows whose updates are gathered into one matrix product.
 _LAZY = 64
 #: Added to the diagonal of the second moments, as a share of its mean (GPTQ's choice).
 _DAMPING = 0.01
 
 
-def round_second_order(weights: np.ndarray, moments: Sequence[np.ndarray], step: np.ndarray, top: int) -> np.ndarray:
+def round_second_order(
+    weights: np.ndarray, moments: Sequence[np.ndarray], step: np.ndarray, top: int, channels: int = 0
+) -> np.ndarray:
     """Returns codes that keep the layer's output close, not each weight.
 
     Minimises (W - Ŵ)ᵀ H (W - Ŵ) greedily for each output: rows are rounded in order of falling second moment, and each
@@ -26,36 +30,47 @@ def round_second_order(weights: np.ndarray, moments: Sequence[np.ndarray], step:
         within a block.
       step: float [outputs] or scalar: what a code stands for.
       top: the largest code.
+      channels: if given, the inputs are taps of so many channels each, and the codes of neighbouring channels keep to
+        the sums of a paired grid (see ``quantizer_core.lowering.weights.Grid``).
 
     Returns:
       float64 [inputs, outputs], whole numbers in -top…top.
     """
-    codes = np.empty(weights.shape)
+    codes = np.zeros((len(weights) + 1, weights.shape[1]))  # the last row stays zero: the neighbour of those without
+    neighbours = np.full(len(weights), len(weights))
+    if channels:
+        rows = np.arange(len(weights))
+        first = (rows % channels % 2 == 0) & (rows % channels + 1 < channels)
+        second = rows % channels % 2 == 1
+        neighbours[first], neighbours[second] = rows[first] + 1, rows[second] - 1
     start = 0
     for block in moments:
-        rows = slice(start, start + len(block))
-        codes[rows] = _round_block(weights[rows].astype(np.float64), block, step, top)
+        _round_block(weights[start : start + len(block)].astype(np.float64), block, step, top, codes, neighbours, start)
         start += len(block)
-    return codes
+    return codes[:-1]
 
 
-def _round_block(weights: np.ndarray, moments: np.ndarray, step: np.ndarray, top: int) -> np.ndarray:
+def _round_block(
+    weights: np.ndarray, moments: np.ndarray, step: np.ndarray, top: int, codes: np.ndarray, neighbours: np.ndarray,
+    first: int,
+) -> None:  # fmt: skip
+    """Rounds the rows from ``first`` on into ``codes``, where rows that are not rounded yet are zero."""
     order = np.argsort(-np.diag(moments), kind="stable")
     weights = weights[order]
     spread = _inverse_factor(moments[np.ix_(order, order)])
-    codes = np.empty_like(weights)
     for start in range(0, len(weights), _LAZY):
         end = min(start + _LAZY, len(weights))
         errors = np.empty((end - start, weights.shape[1]))
         for row in range(start, end):
-            codes[row] = np.clip(np.rint(weights[row] / step), -top, top)
-            error = (weights[row] - codes[row] * step) / spread[row, row]
+            at = first + order[row]
+            beside = codes[neighbours[at]]
+            high = np.minimum(top, PAIR - np.maximum(beside, 0))
+            low = -np.minimum(top, PAIR - np.maximum(-beside, 0))
+            codes[at] = np.clip(np.rint(weights[row] / step), low, high)
+            error = (weights[row] - codes[at] * step) / spread[row, row]
             weights[row + 1 : end] -= np.outer(spread[row, row + 1 : end], error)
             errors[row - start] = error
         weights[end:] -= spread[start:end, end:].T @ errors
-    result = np.empty_like(codes)
-    result[order] = codes
-    return result
 
 
 def _inverse_factor(moments: np.ndarray) -> np.ndarray:

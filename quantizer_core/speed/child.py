@@ -35,7 +35,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     ]
     feeds = load_feeds(Path(request["feeds"]))
     graph = load_graph(request["graph"], binary=True)
-    with GraphSession(graph, inputs, request["outputs"], threads=request["threads"]) as session:
+    with GraphSession(
+        graph, inputs, request["outputs"], threads=request["threads"], bfloat16=request["bfloat16"]
+    ) as session:
         for _ in range(WARM_UP):
             session.run(feeds)
         if request.get("trace"):

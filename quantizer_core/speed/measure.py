@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class Bench:
       graphs: name → frozen graph; all have the same inputs and outputs.
       inputs, outputs: of the graphs.
       examples: what to feed, input → array without batch dimension; a batch repeats them as often as it takes.
+      bfloat16: names of graphs in which TensorFlow may compute in bfloat16.
     """
 
     def __init__(
@@ -114,9 +115,10 @@ class Bench:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[str],
         examples: Sequence[Feeds],
+        bfloat16: Collection[str] = (),
     ):
         self._inputs, self._outputs, self._examples = tuple(inputs), tuple(outputs), tuple(examples)
-        self._graphs = dict(graphs)
+        self._graphs, self._bfloat16 = dict(graphs), frozenset(bfloat16)
         self._folder = tempfile.TemporaryDirectory(prefix="quantizer_benchmark_")
 
     def __enter__(self) -> Bench:
@@ -156,12 +158,15 @@ class Bench:
         for _ in range(repeats):
             for setting in settings:
                 for name in self._graphs:
-                    answer = self._child(name, setting, {"seconds": seconds})
-                    found.setdefault((setting, name), []).append(float(answer["milliseconds"]))
+                    found.setdefault((setting, name), []).append(self.once(name, setting, seconds))
                     done += 1
                     if on_done is not None:
                         on_done(done, total)
         return [Timing(name, setting, tuple(times)) for (setting, name), times in found.items()]
+
+    def once(self, name: str, setting: Setting, seconds: float) -> float:
+        """Returns the median milliseconds of a step of one graph, in a process of its own; see ``time``."""
+        return float(self._child(name, setting, {"seconds": seconds})["milliseconds"])
 
     def trace(self, name: str, setting: Setting, timeline: str = "") -> Trace:
         """Returns the time of each node of a graph; writes them as a Chrome trace too if a path is given.
@@ -189,6 +194,7 @@ class Bench:
             "outputs": self._outputs,
             "feeds": str(self._feeds_path(setting.batch)),
             "threads": setting.threads,
+            "bfloat16": name in self._bfloat16,
             **task,
         }
         done = subprocess.run(

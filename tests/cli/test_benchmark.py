@@ -98,7 +98,7 @@ def test_the_child_times_steps_and_nodes(graph_path: Path, tmp_path: Path) -> No
     save_feeds({"x": np.ones((2, 8, 8, 4), np.float32)}, tmp_path / "feeds")
     spec = {"name": "x", "dtype": "float32", "shape": (-1, -1, -1, 4), "single": False}
     request = {"graph": str(graph_path), "inputs": [spec], "outputs": ["end"], "feeds": str(tmp_path / "feeds"),
-               "threads": 1}  # fmt: skip
+               "threads": 1, "bfloat16": False}  # fmt: skip
     timed = answer({**request, "seconds": 0.02})
     assert timed["milliseconds"] > 0 and timed["steps"] >= 3
     timeline = tmp_path / "timeline.json"
@@ -126,7 +126,7 @@ def test_fp32_and_int8_side_by_side(graph_path: Path) -> None:
     assert [(row["threads"], row["batch"]) for row in settings] == [(1, 2)]
     for row in settings:
         ratio = row["fp32"]["milliseconds"] / row["int8"]["milliseconds"]
-        assert row["speedup"]["median"] == pytest.approx(ratio)
+        assert row["int8"]["speedup"]["median"] == pytest.approx(ratio)
     text = run(*given, "--batch_sizes", "1", "--data", folder / "data.gz", "--trace", "--timeline", folder / "lines")
     assert text.exit_code == 0, text.stderr
     assert text.stdout.splitlines()[0].split() == [

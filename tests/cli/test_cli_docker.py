@@ -98,3 +98,12 @@ def test_docker_is_run_and_its_exit_code_is_ours(files: Path) -> None:
     environment["PATH"] = str(files / "data")
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "docker is not on the PATH" in done.stderr
+
+
+def test_unknown_options_are_wrong_use_and_those_of_the_command_its_own(files: Path) -> None:
+    code, _, said = dry("--in_graph", files / "net.pb", "--dataloc", "x", "doctor")
+    assert code == 2 and "No such option '--dataloc'" in said
+    for dashes in ([], ["--"]):
+        code, line, said = dry("--in_graph", files / "net.pb", *dashes, "convert", "--input_graph", "x", "--debug")
+        assert code == 0, said
+        assert line[-4:] == ["convert", "--input_graph", "x", "--debug"]

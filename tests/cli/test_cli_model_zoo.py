@@ -125,6 +125,13 @@ def test_wrong_use_is_told(folder: Path) -> None:
     assert result.exit_code == 2 and "model 'net' has no metric" in result.stderr
     listed = CliRunner().invoke(cli, ["model-zoo", "--list"]).stdout
     assert len(listed.splitlines()) == 9 and listed.startswith("resnet50: input -> predict (top1)")
+    own = run("--list", "--registry", folder / "models.json")
+    assert own.exit_code == 0 and own.stdout.startswith("net: ") and "(no metric)" in own.stdout
+    for option in ("--model", "--in_graph", "--data_location"):
+        given = {"--model": "net", "--in_graph": folder / "net.pb", "--data_location": folder / "records"}
+        del given[option]
+        result = run(*(word for pair in given.items() for word in pair))
+        assert result.exit_code == 2 and f"Missing option '{option}'" in result.stderr
 
 
 #: A stand-in for the zoo's launcher: it takes the same arguments, and runs a graph on images of its data.

@@ -42,7 +42,7 @@ def test_a_kernel_that_is_wrong_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("setting", "code", "words"),
-    [({"TF_ENABLE_ONEDNN_OPTS": "0"}, 1, "oneDNN is switched off"), ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, 0, "7 bits")],
+    [({"TF_ENABLE_ONEDNN_OPTS": "0"}, 1, "oneDNN is switched off"), ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, 0, "7 to 8 bits")],
 )
 def test_settings_of_the_environment(setting, code, words):
     done = subprocess.run(

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantizer_core.lowering.weights import PAIR
 from quantizer_core.refinement.moments import BLOCK, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 
@@ -34,6 +35,24 @@ def test_codes_are_on_the_grid_and_start_with_the_nearest(inputs, outputs, seed,
     # The first row in order is rounded to nearest.
     first = np.argmax(np.diag(moments))
     np.testing.assert_array_equal(codes[first], np.clip(np.rint(weights[first] / step), -top, top))
+
+
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 999), st.floats(0.3, 1))
+@settings(max_examples=40, deadline=None)
+def test_neighbouring_channels_keep_to_their_sums(channels, taps, outputs, seed, share):
+    """Also where steps are too small for the weights, errors carried on would go beyond, and blocks part neighbours."""
+    inputs = channels * taps
+    weights = np.random.default_rng(seed).normal(size=(inputs, outputs))
+    step = np.abs(weights).max(0) / 127 * share
+    moments = correlated(inputs, seed)
+    cut = inputs // 2
+    for blocks in ([moments], [moments[:cut, :cut], moments[cut:, cut:]] if cut else [moments]):
+        codes = round_second_order(weights, blocks, step, 127, channels).reshape(taps, channels, outputs)
+        last = channels - channels % 2
+        for sign in (1, -1):
+            sums = np.maximum(sign * codes[:, 0:last:2], 0) + np.maximum(sign * codes[:, 1:last:2], 0)
+            assert sums.max(initial=0) <= PAIR
+        assert np.abs(codes).max() <= 127
 
 
 def test_the_gain_is_large_on_correlated_inputs():
