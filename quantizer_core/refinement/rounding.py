@@ -12,6 +12,8 @@ from quantizer_core.lowering.weights import PAIR
 _LAZY = 64
 #: Added to the diagonal of the second moments, as a share of its mean (GPTQ's choice).
 _DAMPING = 0.01
+#: Size of a matrix that is inverted as a whole: halving it further takes longer.
+_LEAF = 64
 
 
 def round_second_order(
@@ -74,11 +76,31 @@ def _round_block(
 
 
 def _inverse_factor(moments: np.ndarray) -> np.ndarray:
-    """Returns the upper Cholesky factor of the inverse of the damped moments."""
-    size = len(moments)
-    damping = _DAMPING * float(np.mean(np.diag(moments))) + 1e-12
-    inverse = np.linalg.inv(moments + damping * np.eye(size))
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T
+    """Returns upper triangular U with UᵀU the inverse of the damped moments, [..., n, n].
+
+    With M = U'U'ᵀ, U' upper triangular (Cholesky's factor of M from its last row on), U is the inverse of U'.
+    """
+    size = moments.shape[-1]
+    damping = _DAMPING * np.trace(moments, axis1=-2, axis2=-1) / size + 1e-12
+    damped = moments + damping[..., None, None] * np.eye(size)
+    turned = np.flip((damped + np.swapaxes(damped, -1, -2)) / 2, (-2, -1))
+    factor = np.flip(np.linalg.cholesky(turned), (-2, -1))
+    return _upper_inverse(factor)
+
+
+def _upper_inverse(factor: np.ndarray) -> np.ndarray:
+    """Returns the inverse of upper triangular matrices [..., n, n], by halves."""
+    size = factor.shape[-1]
+    if size == 1:
+        return np.asarray(1 / factor)
+    if size <= _LEAF and factor.ndim == 2:
+        return np.triu(np.linalg.inv(factor))
+    half = size // 2
+    first, last = _upper_inverse(factor[..., :half, :half]), _upper_inverse(factor[..., half:, half:])
+    result = np.zeros_like(factor)
+    result[..., :half, :half], result[..., half:, half:] = first, last
+    result[..., :half, half:] = -first @ factor[..., :half, half:] @ last
+    return result
 
 
 def round_channels_second_order(weights: np.ndarray, moments: np.ndarray, step: np.ndarray, top: int) -> np.ndarray:
@@ -96,9 +118,7 @@ def round_channels_second_order(weights: np.ndarray, moments: np.ndarray, step: 
     weights = weights.astype(np.float64)
     channels, taps = weights.shape
     step = np.broadcast_to(step, (channels,))
-    damping = _DAMPING * np.trace(moments, axis1=1, axis2=2) / taps + 1e-12
-    inverse = np.linalg.inv(moments + damping[:, None, None] * np.eye(taps))
-    spread = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
+    spread = _inverse_factor(moments)
     codes = np.empty_like(weights)
     for tap in range(taps):
         codes[:, tap] = np.clip(np.rint(weights[:, tap] / step), -top, top)

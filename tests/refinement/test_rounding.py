@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantizer_core.lowering.weights import PAIR
 from quantizer_core.refinement.moments import BLOCK, Covariance, patches
-from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
+from quantizer_core.refinement.rounding import _inverse_factor, round_channels_second_order, round_second_order
 
 
 def correlated(size: int, seed: int) -> np.ndarray:
@@ -77,6 +78,18 @@ def test_inputs_that_never_vary_do_no_harm():
     step = np.abs(weights).max(0) / 127
     moments = np.zeros((20, 20))
     np.testing.assert_array_equal(round_second_order(weights, [moments], step, 127), np.rint(weights / step))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9, 9), (130, 130)])
+def test_the_factor_is_that_of_the_inverse(shape):
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(*shape[:-1], 2 * shape[-1]))
+    moments = root @ np.swapaxes(root, -1, -2)
+    factor = _inverse_factor(moments)
+    assert np.array_equal(factor, np.triu(factor)) and np.all(np.diagonal(factor, axis1=-2, axis2=-1) > 0)
+    damping = 0.01 * np.trace(moments, axis1=-2, axis2=-1)[..., None, None] / shape[-1]
+    exact = np.linalg.inv(moments + damping * np.eye(shape[-1]))
+    np.testing.assert_allclose(np.swapaxes(factor, -1, -2) @ factor, exact, rtol=1e-6, atol=1e-9 * np.abs(exact).max())
 
 
 @given(st.integers(1, 6), st.integers(0, 99))
