@@ -244,8 +244,8 @@ def main(
     for name in models or tuple(load_models()):
         results.append(measure(name, folder.resolve(), repeats))
         click.echo("  ".join(cells(results[-1])))
-    if page is not None:
-        accuracy_table.write_markdown(page, markdown(results, accuracy_table.machine()), "zoo")
+        if page is not None:  # after each, as all nine take long
+            accuracy_table.write_markdown(page, markdown(results, accuracy_table.machine()), "zoo")
     if any(result.missed for result in results):
         missed = [f"{result.name}: {', '.join(result.missed)}" for result in results if result.missed]
         raise click.ClickException(f"bars missed: {'; '.join(missed)}")
