@@ -104,9 +104,9 @@ def closeness(name: str, fp32: Path, int8: Path) -> tuple[float, int]:
             *graphs, inputs, model.config.outputs, images(COMPARED, CALIBRATION), model.config, labelled=False
         )
         return run.matched / max(1, run.boxes), run.boxes
-    outputs = [logits(graphs[0], output) for output in model.config.outputs if output != "ArgMax"]
     found = []
     for graph in graphs:
+        outputs = [logits(graph, output) for output in model.config.outputs if output != "ArgMax"]
         with GraphSession(graph, inputs, outputs) as session:
             found.append([session.run(stack_batch([feeds], inputs, 1)) for feeds in decoded(name, inputs, COMPARED)])
     cosines = [cosine(*pair) for one, other in zip(*found, strict=True) for pair in zip(one, other, strict=True)]

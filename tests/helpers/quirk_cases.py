@@ -93,27 +93,33 @@ def guard_that_the_optimizer_folds() -> None:
 
 
 def strided_1x1_filters() -> None:
-    """Prints for 8 and 16 channels how many of 200 runs give something else than most: as the kernel is, as emitted.
+    """Prints for 8 and 16 channels how many runs give something else than most: as the kernel is, as emitted.
 
-    A thread's memory is run over once an image: many small images make it happen soon.
+    A thread's memory is run over once an image: many small images make it happen soon, unless the machine has so much
+    other work that the threads do not run at once. Those of 8 channels end with the third that is wrong.
     """
     rng = np.random.default_rng(0)
+    shape = (256, 8, 8)
     for channels in (8, 16):
         weights = quantize_weights(rng.normal(size=(1, 1, channels, 8)).astype(np.float32), bits=7)
-        graph, emitter = new_graph(x=(256, 8, 8, channels))
+        graph, emitter = new_graph(x=(*shape, channels))
         x = emitter.quantize("x", "q", QUINT8, 1.0)
-        raw = IntTensor(
-            raw_convolution(emitter, x, weights, ("BiasAdd", "Requantize"), QUINT8, 4.0, stride=2), QUINT8, 4.0
-        )
+        name = raw_convolution(emitter, x, weights, ("BiasAdd", "Requantize"), QUINT8, 4.0, stride=2)
         emitted = emitter.convolution(
             "Conv2D", "emitted", x, weights, np.zeros(8), dtype=QUINT8, limit=4.0, strides=(1, 2, 2, 1)
         )
-        names = [emitter.dequantize(result, f"{result.name}/float") for result in (raw, emitted)]
-        feeds = {"x": rng.random((256, 8, 8, channels), np.float32)}
-        with GraphSession(graph.to_graph_def(), [TensorSpec("x", "float32", (256, 8, 8, channels))], names) as session:
-            runs = [session.run(feeds) for _ in range(200)]
-        usual = np.median(np.stack([emitted for _, emitted in runs[:9]]), axis=0)
-        odd = [sum(not np.array_equal(run[kind], usual) for run in runs) for kind in (0, 1)]
+        results = (IntTensor(name, QUINT8, 4.0), emitted)
+        names = [emitter.dequantize(result, f"{result.name}/float") for result in results]
+        feeds = {"x": rng.random((*shape, channels), np.float32)}
+        inputs = [TensorSpec("x", "float32", (*shape, channels))]
+        odd = [0, 0]
+        with GraphSession(graph.to_graph_def(), inputs, names) as session:
+            usual = np.median([session.run(feeds)[1] for _ in range(3)], axis=0)
+            for _ in range(2000 if channels == 8 else 200):
+                found = session.run(feeds)
+                odd = [count + (not np.array_equal(each, usual)) for count, each in zip(odd, found, strict=True)]
+                if odd[0] == 3:
+                    break
         sys.stdout.write(f"{odd[0]} {odd[1]}\n")
 
 

