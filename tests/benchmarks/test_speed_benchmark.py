@@ -56,6 +56,7 @@ def test_graphs_are_told_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_graph_of_the_shared_data_is_timed(shared_data: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", "--graph", "mobilenet_025", "--peer", "none", "--repeats", "1",

@@ -149,6 +149,7 @@ def test_while_loops_of_both_graphs_run_side_by_side() -> None:
     assert report.reads.read == len(data) and len(report.layers) == 4 and report.layers[0].sqnr_db > 20
 
 
+@pytest.mark.slow
 def test_looking_on_never_ends_the_process() -> None:
     """Random networks full of residuals, every integer tensor watched: in a process of its own, as it might crash."""
     code = """
