@@ -73,9 +73,14 @@ def test_tutorial_runs(workplace: Path, shared_data: Path, capsys: pytest.Captur
     (workplace / "photos").symlink_to(photos / "images")
     (workplace / "photos.csv").symlink_to(photos / "images.csv")
     (workplace / "examples").mkdir()
-    summary, convert, tfrecords = blocks("shell", TUTORIAL)
+    summary, convert, benchmark, evaluate, tfrecords = blocks("shell", TUTORIAL)
     assert "15 Conv2D, 13 DepthwiseConv2dNative, 1 AvgPool" in run_shell(summary, workplace)
-    assert "27 of 29 nodes in INT8" in run_shell(convert, workplace)
+    converted = run_shell(convert, workplace)
+    assert "27 of 29 nodes in INT8" in converted
+    shorter = " --threads 1 --repeats 1 --seconds 0.01"
+    assert "_FusedQuantizedConv2D" in run_shell(benchmark.rstrip() + shorter, workplace)
+    (verdict,) = (line for line in converted.splitlines() if line.startswith("blessed: "))
+    assert verdict in run_shell(evaluate, workplace).splitlines()
     run_shell(tfrecords, workplace)
     assert sorted(path.name for path in (workplace / "examples").iterdir()) == [
         "calibration.tfrecord.gz",
