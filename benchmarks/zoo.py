@@ -84,8 +84,7 @@ def decoded(name: str, inputs: Sequence[Any], count: int) -> list[dict[str, np.n
     """Returns what the graph is fed with for images that were not calibrated on."""
     from quantizer_core.preprocessing.decoder import ExampleDecoder
 
-    preprocess = dataclasses.replace(zoo_model(name).config.preprocess, label_key="")
-    decoder = ExampleDecoder(dataclasses.replace(zoo_model(name).config, preprocess=preprocess), inputs)
+    decoder = ExampleDecoder(zoo_model(name).config.without_label(), inputs)
     return [decoder.decode(example).feeds for example in images(count, CALIBRATION)]
 
 

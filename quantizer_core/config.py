@@ -165,6 +165,10 @@ class QuantizationConfig:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"max_bad_fraction must lie in [0, 1], not {self.max_bad_fraction!r}")
 
+    def without_label(self) -> QuantizationConfig:
+        """Returns the choices without a label: what only runs a graph takes examples that have none."""
+        return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, label_key=""))
+
     def to_json(self) -> str:
         """Returns JSON with sorted keys; ``from_json`` gives an equal config back."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2)

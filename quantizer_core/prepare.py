@@ -95,10 +95,7 @@ def load_prepared(directory: str) -> PreparedGraph:
     try:
         with tf.io.gfile.GFile(f"{directory}/{META_FILE}") as file:
             meta = json.loads(file.read())
-        specs = [
-            TensorSpec(s["name"], s["dtype"], None if s["shape"] is None else tuple(s["shape"]), s["single"])
-            for s in meta["inputs"]
-        ]
+        specs = [TensorSpec.from_dict(values) for values in meta["inputs"]]
         return PreparedGraph(
             graph_def,
             tuple(specs),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from tensorflow.core.framework import graph_pb2
 
@@ -27,6 +28,12 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...] | None
     single: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
+        """Reads what ``dataclasses.asdict`` made of an input, from JSON too; raises KeyError or TypeError otherwise."""
+        shape = values["shape"]
+        return cls(values["name"], values["dtype"], None if shape is None else tuple(shape), values["single"])
 
     @property
     def has_batch(self) -> bool:

@@ -61,8 +61,7 @@ def measure(
     if data is None:
         examples = [noise(inputs)]
     else:
-        unlabelled = dataclasses.replace(pair.config.preprocess, label_key="")
-        config = dataclasses.replace(pair.config, preprocess=unlabelled)
+        config = pair.config.without_label()
         decoder = ExampleDecoder(config, inputs)
         found = itertools.islice(examples_of(request, data, config, inputs), max(batches))
         examples = [decoder.decode(example).feeds for example in found]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from quantizer_core.cli.options import folder_options, gate_options, pair_options, preprocess_options
+from quantizer_core.cli.options import batch_options, folder_options, gate_options, pair_options, preprocess_options
 
 
 @click.command()
@@ -20,10 +20,7 @@ from quantizer_core.cli.options import folder_options, gate_options, pair_option
 @gate_options
 @preprocess_options
 @folder_options
-@click.option("--batch_size", type=int, help="Examples a step. [default: 16, or what the graph fixes]")
-@click.option("--max_batch_bytes", type=int, help="Fewer, where a step would take more memory. [default: 1 GiB]")
-@click.option("--config", metavar="FILE.json", type=click.Path(),
-              help="A QuantizationConfig; options given here go before it.")  # fmt: skip
+@batch_options
 @click.option("--report", metavar="FILE.json", type=click.Path(), help="Write the figures.")
 @click.option("--overwrite", is_flag=True, help="Replace a report that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table, and no progress.")

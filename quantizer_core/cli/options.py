@@ -98,6 +98,15 @@ def _apply(options: list[Callable], function: _Function) -> _Function:
     return function
 
 
+def _ends() -> list[Callable]:
+    """Options on where a graph begins and ends."""
+    return [
+        click.option("--inputs", type=CommaList(), help="Input nodes. [default: all placeholders]"),
+        click.option("--outputs", type=CommaList(), help="Output nodes. [default: the nodes that no other reads]"),
+        click.option("--signature", help="A SavedModel's signature. [default: serving_default]"),
+    ]
+
+
 def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
     """Options on the graph to convert, ``required`` or not, and on what to calibrate it with."""
     options = [
@@ -108,9 +117,7 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
             metavar="PATH",
             help="Frozen GraphDef (.pb, .pbtxt) or SavedModel.",
         ),
-        click.option("--inputs", type=CommaList(), help="Input nodes. [default: all placeholders]"),
-        click.option("--outputs", type=CommaList(), help="Output nodes. [default: the nodes that no other reads]"),
-        click.option("--signature", help="The SavedModel's signature. [default: serving_default]"),
+        *_ends(),
         click.option(
             "--calibration_data",
             type=click.Path(),
@@ -168,9 +175,7 @@ def pair_options(int8_required: bool) -> Callable[[_Function], _Function]:
             metavar="PATH",
             help="The INT8 graph (.pb, .pbtxt, SavedModel).",
         ),
-        click.option("--inputs", type=CommaList(), help="Input nodes. [default: all placeholders]"),
-        click.option("--outputs", type=CommaList(), help="Output nodes. [default: the nodes that no other reads]"),
-        click.option("--signature", help="The SavedModels' signature. [default: serving_default]"),
+        *_ends(),
     ]
     return lambda function: _apply(options, function)
 
@@ -218,6 +223,13 @@ def quantization_options(function: _Function) -> _Function:
             metavar="N",
             help="Choose weights and biases on N calibration examples; 0: without. [default: 32]",
         ),
+    ]
+    return _apply(options, batch_options(function))
+
+
+def batch_options(function: _Function) -> _Function:
+    """Options on the size of a step, and the file with all choices."""
+    options = [
         click.option("--batch_size", type=int, help="Examples a step. [default: 16, or what the graph fixes]"),
         click.option(
             "--max_batch_bytes", type=int, help="Fewer, where a step would take more memory. [default: 1 GiB]"

@@ -181,7 +181,7 @@ def calibrated(
         prepared = prepare(graph.graph_def, config)
     if stages_beside is not None:
         save_stages_before(prepared, stages_beside, config.refine_examples > 0)
-    unlabelled = _unlabelled(config)
+    unlabelled = config.without_label()
     if known is not None:
         run = known.run_for(prepared, config, f"--calibration {request.calibration!r}")
         return Calibrated(graph, config, prepared, run, unlabelled)
@@ -218,11 +218,6 @@ def converted(ready: Calibrated, quiet: bool = False) -> Conversion:
     calibration = ready.calibration
     with step("Converting", quiet):
         return convert(ready.prepared, calibration.statistics, ready.sample_config, calibration.sample)
-
-
-def _unlabelled(config: QuantizationConfig) -> QuantizationConfig:
-    """Calibration needs no labels: examples without one are as good."""
-    return dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=""))
 
 
 def examples_of(

@@ -70,7 +70,7 @@ class _Labelled:
 
 class _Decoder:
     def __init__(self, config: QuantizationConfig, inputs: Sequence[TensorSpec], labelled: bool):
-        unlabelled = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=""))
+        unlabelled = config.without_label()
         self._decoder, self._labelled = ExampleDecoder(unlabelled, inputs), labelled
 
     def decode(self, serialized: bytes) -> _Labelled:

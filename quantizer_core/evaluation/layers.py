@@ -138,7 +138,7 @@ def compare_layers(
       ConfigError: if the preprocessing does not fit the graph's inputs.
       GraphError: if the plan is not that of the two graphs, or they cannot be run.
     """
-    unlabelled = dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=""))
+    unlabelled = config.without_label()
     decoder = ExampleDecoder(unlabelled, prepared.inputs)
     batch_size = batch_size_within(prepared.graph_def, prepared.inputs, prepared.outputs, config)
     with LayerComparer(prepared, graph_def, plan, batch_size) as comparer:

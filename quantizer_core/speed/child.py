@@ -29,10 +29,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from quantizer_core.speed.feeds import load_feeds
     from quantizer_core.types import TensorSpec
 
-    inputs = [
-        TensorSpec(s["name"], s["dtype"], None if s["shape"] is None else tuple(s["shape"]), s["single"])
-        for s in request["inputs"]
-    ]
+    inputs = [TensorSpec.from_dict(values) for values in request["inputs"]]
     feeds = load_feeds(Path(request["feeds"]))
     graph = load_graph(request["graph"], binary=True)
     with GraphSession(
