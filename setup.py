@@ -36,6 +36,7 @@ EXTRAS = {
         "mypy>=1.10",
         "pytest>=8,<10",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6,<4",
         "ruff>=0.6",
         "setuptools>=70.1",
         "wheel>=0.43",

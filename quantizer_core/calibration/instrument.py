@@ -14,6 +14,7 @@ channels, float32 [examples, channels], and their extremes, float32 [2, channels
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
@@ -89,7 +90,7 @@ def _moved(observed: ObservedTensor, moved: dict[str, str]) -> ObservedTensor:
     source = node_of(observed.name)
     if source not in moved:
         return observed
-    return ObservedTensor(moved[source] + observed.name[len(source) :], observed.channel_axis)
+    return dataclasses.replace(observed, name=moved[source] + observed.name[len(source) :])
 
 
 def _stand_in(outputs: Sequence[tf.Tensor], name: str) -> None:

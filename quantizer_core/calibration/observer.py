@@ -304,7 +304,8 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
     """Adds nodes to a graph that reduce a tensor, example by example, and puts their results into ``columns``.
 
     Minima and maxima [batch], means, minima and maxima of the channels [batch, channels] if it has a channel axis, and
-    sampled values [batch, n].
+    sampled values [batch, n]. Of a tensor that is proved not to be negative the least sampled value stands for the
+    minimum, and 0 for those of the channels: zero bounds them, and a pass over all values is saved.
 
     Args:
       graph: the default graph, which holds the tensor.
@@ -331,9 +332,10 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
         axis = None if axis is None or last else axis + 1
     batch = tf.shape(tensor)[0]
     flat = tf.reshape(tensor, [batch, -1])
-    columns.samples.append(_sample(tensor, flat, None if last else axis))
+    sample = _sample(tensor, flat, None if last else axis)
+    columns.samples.append(sample)
     if axis is None and not last:
-        columns.minima.append(tf.reduce_min(flat, 1))
+        columns.minima.append(tf.reduce_min(sample if observed.nonnegative else flat, 1))
         columns.maxima.append(tf.reduce_max(flat, 1))
         return
     if axis == 0:
@@ -343,10 +345,19 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
         rest = [1]
     else:
         rest = [i for i in range(1, tensor.shape.rank) if i != axis]
-    found = [reduce(tensor, rest) for reduce in (tf.reduce_mean, tf.reduce_min, tf.reduce_max)]
-    columns.channels.append(found)
-    columns.minima.append(tf.reduce_min(found[1], 1))
-    columns.maxima.append(tf.reduce_max(found[2], 1))
+    maxima = tf.reduce_max(tensor, rest)
+    minima = tf.zeros_like(maxima) if observed.nonnegative else tf.reduce_min(tensor, rest)
+    columns.channels.append([_means(tensor, rest), minima, maxima])
+    columns.minima.append(tf.reduce_min(sample if observed.nonnegative else minima, 1))
+    columns.maxima.append(tf.reduce_max(maxima, 1))
+
+
+def _means(tensor: tf.Tensor, rest: Sequence[int]) -> tf.Tensor:
+    """Returns the means over the axes ``rest``: of images by oneDNN's pooling, in half the time."""
+    if rest == [1, 2] and all(tensor.shape[1:3].as_list()):
+        height, width = tensor.shape[1:3].as_list()
+        return tf.reshape(tf.nn.avg_pool(tensor, (height, width), 1, "VALID"), [-1, tf.shape(tensor)[3]])
+    return tf.reduce_mean(tensor, rest)
 
 
 def _sample(tensor: tf.Tensor, flat: tf.Tensor, channel_axis: int | None) -> tf.Tensor:

@@ -62,7 +62,8 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
         elif node.op == "AvgPool":
             watch(canonical(node.input[0]))
             watch(node.name)
-    return tuple(ObservedTensor(name, watched[name]) for name in sorted(watched))
+    signs = Signs(graph)
+    return tuple(ObservedTensor(name, watched[name], signs.nonnegative(name)) for name in sorted(watched))
 
 
 def _floats_read(graph: Graph, tensor: str) -> bool:

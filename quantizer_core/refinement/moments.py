@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 
 #: At most this many positions of a layer are looked at, spread evenly over all examples.
 POSITIONS = 1 << 13
@@ -33,16 +32,26 @@ def patches(
     Returns:
       float32 [positions, taps, channels].
     """
-    if padding == "EXPLICIT":
-        values = np.pad(values, np.reshape(explicit_paddings, (4, 2)))
-        padding = "VALID"
-    channels = values.shape[-1]
-    if size == (1, 1):
-        found = values[:, :: strides[1], :: strides[2]].reshape(-1, 1, channels)
-        return found[:: -(-len(found) // positions)]
-    found = tf.image.extract_patches(values, (1, *size, 1), list(strides), list(dilations), padding).numpy()
-    found = found.reshape(-1, size[0] * size[1], channels)
-    return found[:: -(-len(found) // positions)]
+    batch, height, width, _ = values.shape
+    taps = [np.arange(extent) * dilation for extent, dilation in zip(size, dilations[1:3], strict=True)]
+    before, counts = [], []
+    for axis, extent in enumerate((height, width)):
+        reach, stride = int(taps[axis][-1]) + 1, strides[1 + axis]
+        pads = list(explicit_paddings[2 + 2 * axis : 4 + 2 * axis]) if padding == "EXPLICIT" else [0, 0]
+        if padding == "SAME":
+            missing = max((-(-extent // stride) - 1) * stride + reach - extent, 0)
+            pads = [missing // 2, missing - missing // 2]
+        before.append(pads[0])
+        counts.append((extent + sum(pads) - reach) // stride + 1)
+    total = batch * counts[0] * counts[1]
+    chosen = np.arange(0, total, max(-(-total // positions), 1))
+    example, row, column = np.unravel_index(chosen, (batch, *counts))
+    rows = (row * strides[1] - before[0])[:, None] + np.repeat(taps[0], size[1])
+    columns = (column * strides[2] - before[1])[:, None] + np.tile(taps[1], size[0])
+    outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
+    found = values[example[:, None], np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)]
+    found[outside] = 0
+    return found
 
 
 class Covariance:

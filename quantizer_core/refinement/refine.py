@@ -25,7 +25,7 @@ from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 from quantizer_core.refinement.simulation import Simulation
-from quantizer_core.runtime import GraphSession, batch_size_for, stack_batch
+from quantizer_core.runtime import GraphSession
 from quantizer_core.types import PreparedGraph
 
 
@@ -47,7 +47,7 @@ def refine(
     simulation = Simulation(prepared, plan, examples)
     if not simulation.steps:
         return {}
-    wanted = _fp32_means(prepared, simulation.steps, simulation.examples) if config.bias_correction else {}
+    wanted = _fp32_means(prepared, simulation) if config.bias_correction else {}
     result = {}
     for node in simulation.steps:
         scales = plan.tensors[node.sources[0]].scales
@@ -85,13 +85,18 @@ def _weights(
     strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
     explicit = node.padding or anchor.attr["explicit_paddings"].list.i
     padding = "EXPLICIT" if node.padding else anchor.attr["padding"].s.decode()
+    positions = max(POSITIONS // len(sources), 1)
+    size = (filters.shape[0], filters.shape[1])
+    waiting: list[np.ndarray] = []
     for values in sources:
-        positions = max(POSITIONS // len(sources), 1)
         if node.op == "MatMul":
-            covariance.add(values.reshape(-1, 1, values.shape[-1])[:positions])
-            continue
-        size = (filters.shape[0], filters.shape[1])
-        covariance.add(patches(values, size, strides, dilations, padding, explicit, positions))
+            waiting.append(values.reshape(-1, 1, values.shape[-1])[:positions])
+        else:
+            waiting.append(patches(values, size, strides, dilations, padding, explicit, positions))
+        # A product of many rows costs little more than one of few.
+        if values is sources[-1] or sum(map(len, waiting)) >= POSITIONS // 4:
+            covariance.add(np.concatenate(waiting))
+            waiting = []
     moments = covariance.result()
     if depthwise:
         taps = filters[..., 0].reshape(-1, filters.shape[2]).T
@@ -103,10 +108,9 @@ def _weights(
     return codes.pack(rounded.reshape(filters.shape))
 
 
-def _fp32_means(
-    prepared: PreparedGraph, steps: Sequence[NodePlan], examples: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np.ndarray]:
     """Returns for each kernel the mean in each output channel of what its Relu reads in the FP32 graph."""
+    steps = simulation.steps
     before = {node.name: _before_relu(prepared, node) for node in steps}
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(prepared.graph_def, name="")
@@ -117,12 +121,11 @@ def _fp32_means(
             sums.append(tf.reduce_sum(tf.reshape(tensor, [-1, channels]), 0).name)
             sums.append((tf.size(tensor) // channels).name)
         graph_def = graph.as_graph_def()
-    size = batch_size_for(prepared.graph_def, prepared.inputs, list(before.values()), 8, examples)
     totals: list[np.ndarray] = []
-    with GraphSession(graph_def, prepared.inputs, sums) as session:
-        for start in range(0, len(examples), size):
-            chunk = examples[start : start + size]
-            found = [np.asarray(v, np.float64) for v in session.run(stack_batch(chunk, prepared.inputs, len(chunk)))]
+    # Of few steps the optimiser would take longer than all of them: the graph has been rewritten already.
+    with GraphSession(graph_def, prepared.inputs, sums, optimize=False) as session:
+        for feeds in simulation.feeds:
+            found = [np.asarray(value, np.float64) for value in session.run(feeds)]
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
     return {node.name: totals[2 * i] / totals[2 * i + 1] for i, node in enumerate(steps)}
 

@@ -8,12 +8,10 @@ import numpy as np
 
 from quantizer_core.lowering.weights import PAIR
 
-#: Rows whose updates are gathered into one matrix product.
-_LAZY = 64
+#: Rows whose errors are carried on one by one; those of all rows before come in one matrix product.
+_LAZY = 16
 #: Added to the diagonal of the second moments, as a share of its mean (GPTQ's choice).
 _DAMPING = 0.01
-#: Size of a matrix that is inverted as a whole: halving it further takes longer.
-_LEAF = 64
 
 
 def round_second_order(
@@ -22,8 +20,9 @@ def round_second_order(
     """Returns codes that keep the layer's output close, not each weight.
 
     Minimises (W - Ŵ)ᵀ H (W - Ŵ) greedily for each output: rows are rounded in order of falling second moment, and each
-    error is spread over the rows that remain through the inverse of H (Hassibi & Stork 1993, "Optimal Brain Surgeon";
-    Frantar et al., "GPTQ", ICLR 2023, section 3).
+    error is made good by the rows that remain, as far as they can (Hassibi & Stork 1993, "Optimal Brain Surgeon";
+    Frantar et al., "GPTQ", ICLR 2023, section 3), in the form that needs no inverse of H (Chee et al., "QuIP",
+    NeurIPS 2023, theorem 6).
 
     Args:
       weights: float [inputs, outputs].
@@ -45,62 +44,50 @@ def round_second_order(
         first = (rows % channels % 2 == 0) & (rows % channels + 1 < channels)
         second = rows % channels % 2 == 1
         neighbours[first], neighbours[second] = rows[first] + 1, rows[second] - 1
+    scaled = weights.astype(np.float64) / step
     start = 0
     for block in moments:
-        _round_block(weights[start : start + len(block)].astype(np.float64), block, step, top, codes, neighbours, start)
+        _round_block(scaled, block, top, codes, neighbours, start)
         start += len(block)
     return codes[:-1]
 
 
 def _round_block(
-    weights: np.ndarray, moments: np.ndarray, step: np.ndarray, top: int, codes: np.ndarray, neighbours: np.ndarray,
-    first: int,
-) -> None:  # fmt: skip
-    """Rounds the rows from ``first`` on into ``codes``, where rows that are not rounded yet are zero."""
+    weights: np.ndarray, moments: np.ndarray, top: int, codes: np.ndarray, neighbours: np.ndarray, first: int
+) -> None:
+    """Rounds the rows from ``first`` on, in steps, into ``codes``, where rows that are not rounded yet are zero."""
     order = np.argsort(-np.diag(moments), kind="stable")
-    weights = weights[order]
-    spread = _inverse_factor(moments[np.ix_(order, order)])
+    places = order + first
+    weights = weights[places]
+    feedback = _feedback(moments[np.ix_(order, order)])
+    errors = np.empty_like(weights)
     for start in range(0, len(weights), _LAZY):
         end = min(start + _LAZY, len(weights))
-        errors = np.empty((end - start, weights.shape[1]))
-        for row in range(start, end):
-            at = first + order[row]
+        targets = weights[start:end] - feedback[:start, start:end].T @ errors[:start]
+        for row, (at, target) in enumerate(zip(places[start:end], targets, strict=True), start):
             beside = codes[neighbours[at]]
-            high = np.minimum(top, PAIR - np.maximum(beside, 0))
-            low = -np.minimum(top, PAIR - np.maximum(-beside, 0))
-            codes[at] = np.clip(np.rint(weights[row] / step), low, high)
-            error = (weights[row] - codes[at] * step) / spread[row, row]
-            weights[row + 1 : end] -= np.outer(spread[row, row + 1 : end], error)
-            errors[row - start] = error
-        weights[end:] -= spread[start:end, end:].T @ errors
+            rounded = np.rint(target, out=codes[at])
+            np.minimum(rounded, top, out=rounded)
+            np.maximum(rounded, -top, out=rounded)
+            if beside.any():
+                np.minimum(rounded, PAIR - np.maximum(beside, 0), out=rounded)
+                np.maximum(rounded, np.maximum(-beside, 0) - PAIR, out=rounded)
+            np.subtract(rounded, weights[row], out=errors[row])
+            targets[row + 1 - start :] -= feedback[row, row + 1 : end, None] * errors[row]
 
 
-def _inverse_factor(moments: np.ndarray) -> np.ndarray:
-    """Returns upper triangular U with UᵀU the inverse of the damped moments, [..., n, n].
+def _feedback(moments: np.ndarray) -> np.ndarray:
+    """Returns what part of each row's error the rows behind it make good, [..., n, n]: row j's in row k at [j, k].
 
-    With M = U'U'ᵀ, U' upper triangular (Cholesky's factor of M from its last row on), U is the inverse of U'.
+    With Cholesky's factor of the damped moments from the last row on, M = UUᵀ and U upper triangular, errors e cost
+    eᵀMe = Σₖ (Σⱼ≤ₖ Uⱼₖ eⱼ)²: row k makes its term the least if it is moved by -Σⱼ<ₖ eⱼ Uⱼₖ/Uₖₖ before it is rounded.
     """
     size = moments.shape[-1]
     damping = _DAMPING * np.trace(moments, axis1=-2, axis2=-1) / size + 1e-12
     damped = moments + damping[..., None, None] * np.eye(size)
     turned = np.flip((damped + np.swapaxes(damped, -1, -2)) / 2, (-2, -1))
     factor = np.flip(np.linalg.cholesky(turned), (-2, -1))
-    return _upper_inverse(factor)
-
-
-def _upper_inverse(factor: np.ndarray) -> np.ndarray:
-    """Returns the inverse of upper triangular matrices [..., n, n], by halves."""
-    size = factor.shape[-1]
-    if size == 1:
-        return np.asarray(1 / factor)
-    if size <= _LEAF and factor.ndim == 2:
-        return np.triu(np.linalg.inv(factor))
-    half = size // 2
-    first, last = _upper_inverse(factor[..., :half, :half]), _upper_inverse(factor[..., half:, half:])
-    result = np.zeros_like(factor)
-    result[..., :half, :half], result[..., half:, half:] = first, last
-    result[..., :half, half:] = -first @ factor[..., :half, half:] @ last
-    return result
+    return factor / np.diagonal(factor, axis1=-2, axis2=-1)[..., None, :]
 
 
 def round_channels_second_order(weights: np.ndarray, moments: np.ndarray, step: np.ndarray, top: int) -> np.ndarray:
@@ -118,10 +105,10 @@ def round_channels_second_order(weights: np.ndarray, moments: np.ndarray, step: 
     weights = weights.astype(np.float64)
     channels, taps = weights.shape
     step = np.broadcast_to(step, (channels,))
-    spread = _inverse_factor(moments)
-    codes = np.empty_like(weights)
+    feedback = _feedback(moments)
+    codes, errors = np.empty_like(weights), np.empty_like(weights)
     for tap in range(taps):
-        codes[:, tap] = np.clip(np.rint(weights[:, tap] / step), -top, top)
-        error = (weights[:, tap] - codes[:, tap] * step) / spread[:, tap, tap]
-        weights[:, tap + 1 :] -= spread[:, tap, tap + 1 :] * error[:, None]
+        target = weights[:, tap] - np.einsum("cj,cj->c", feedback[:, :tap, tap], errors[:, :tap])
+        codes[:, tap] = np.clip(np.rint(target / step), -top, top)
+        errors[:, tap] = codes[:, tap] * step - weights[:, tap]
     return codes

@@ -31,6 +31,10 @@ class Simulation:
       plan: its plan.
       examples: input name → array without batch dimension; all are run at every step, but for those beyond the last
         whole batch: kernels round otherwise, and some not the same each time, for a batch of another size.
+
+    Attributes:
+      steps: the kernels with weights, in the order in which they are run.
+      feeds: the examples in batches: input name → array.
     """
 
     def __init__(self, prepared: PreparedGraph, plan: QuantizationPlan, examples: Sequence[Mapping[str, np.ndarray]]):
@@ -39,9 +43,9 @@ class Simulation:
         self._inputs = prepared.inputs
         wanted = [node.output for node in self.steps]
         size = batch_size_for(prepared.graph_def, prepared.inputs, wanted, BATCH, examples)
-        self.examples = examples[: max(len(examples) // size * size, min(size, len(examples)))]
-        chunks = [self.examples[start : start + size] for start in range(0, len(self.examples), size)]
-        self._feeds = [stack_batch(chunk, prepared.inputs, len(chunk)) for chunk in chunks]
+        examples = examples[: max(len(examples) // size * size, min(size, len(examples)))]
+        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+        self.feeds = [stack_batch(chunk, prepared.inputs, len(chunk)) for chunk in chunks]
         self._build(prepared, plan)
         self._kept: list[dict[str, np.ndarray]] = [{} for _ in chunks]
 
@@ -160,7 +164,7 @@ class Simulation:
     ) -> list[np.ndarray]:
         results = []
         fetch = tensor if ":" in tensor else f"{tensor}:0"
-        for index, (feeds, kept) in enumerate(zip(self._feeds, self._kept, strict=True)):
+        for index, (feeds, kept) in enumerate(zip(self.feeds, self._kept, strict=True)):
             fed = {f"{name}:0": value for name, value in {**feeds, **(more or {})}.items()}
             if products is not None:
                 fed[f"{node.name}:0"] = products[index]

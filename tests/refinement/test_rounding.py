@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantizer_core.lowering.weights import PAIR
 from quantizer_core.refinement.moments import BLOCK, Covariance, patches
-from quantizer_core.refinement.rounding import _inverse_factor, round_channels_second_order, round_second_order
+from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 
 
 def correlated(size: int, seed: int) -> np.ndarray:
@@ -80,16 +79,21 @@ def test_inputs_that_never_vary_do_no_harm():
     np.testing.assert_array_equal(round_second_order(weights, [moments], step, 127), np.rint(weights / step))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 9, 9), (130, 130)])
-def test_the_factor_is_that_of_the_inverse(shape):
-    rng = np.random.default_rng(0)
-    root = rng.normal(size=(*shape[:-1], 2 * shape[-1]))
-    moments = root @ np.swapaxes(root, -1, -2)
-    factor = _inverse_factor(moments)
-    assert np.array_equal(factor, np.triu(factor)) and np.all(np.diagonal(factor, axis1=-2, axis2=-1) > 0)
-    damping = 0.01 * np.trace(moments, axis1=-2, axis2=-1)[..., None, None] / shape[-1]
-    exact = np.linalg.inv(moments + damping * np.eye(shape[-1]))
-    np.testing.assert_allclose(np.swapaxes(factor, -1, -2) @ factor, exact, rtol=1e-6, atol=1e-9 * np.abs(exact).max())
+@given(st.integers(1, 130), st.integers(1, 3), st.integers(0, 999), st.floats(0.5, 1))
+@settings(max_examples=30, deadline=None)
+def test_the_codes_are_those_of_the_update_through_the_inverse(inputs, outputs, seed, share):
+    """As Optimal Brain Surgeon and GPTQ write it: every error is spread over all rows left by the inverse's factor."""
+    weights = np.random.default_rng(seed).normal(size=(inputs, outputs))
+    step, moments = np.abs(weights).max(0) / 127 * share, correlated(inputs, seed)
+    order = np.argsort(-np.diag(moments), kind="stable")
+    damped = moments[np.ix_(order, order)] + 0.01 * np.trace(moments) / inputs * np.eye(inputs)
+    inverse = np.linalg.cholesky(np.linalg.inv(damped)).T
+    left, expected = weights[order], np.empty_like(weights)
+    for row in range(inputs):
+        expected[order[row]] = np.clip(np.rint(left[row] / step), -127, 127)
+        error = (left[row] - expected[order[row]] * step) / inverse[row, row]
+        left[row + 1 :] -= np.outer(inverse[row, row + 1 :], error)
+    np.testing.assert_array_equal(round_second_order(weights, [moments], step, 127), expected)
 
 
 @given(st.integers(1, 6), st.integers(0, 99))
