@@ -13,6 +13,7 @@ goes into a gate (x · sigmoid(x)) ranges may differ by a hundred.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -61,8 +62,13 @@ def equalize(
       statistics: what calibration saw of the tensors that kernels read.
     """
     result: dict[str, TensorPlan] = {}
+    around = defaultdict(list)  # tensor → the steps that make or read it, by their place
+    for place, step in enumerate(steps):
+        for tensor in {*step.sources, step.summand, step.output}:
+            around[tensor].append(place)
     for members in classes:
-        family = _Family(graph, steps, members)
+        places = sorted({place for member in members for place in around[member]})
+        family = _Family(graph, [steps[place] for place in places], members)
         if len(members) == 1 and family.handed_on and not family.taken:
             fitted = _fitted(tensors[members[0]], statistics)
             if fitted is not None:
@@ -81,7 +87,7 @@ def equalize(
 
 
 class _Family:
-    """The tensors of one class and which channels they have in common.
+    """The tensors of one class and which channels they have in common; ``steps`` are those that make or read them.
 
     Attributes:
       channels: tensor → for each of its channels the number of that channel in the family, int64.

@@ -9,6 +9,7 @@ matter, as with the cepstral coefficients that speech models read; and cheap, as
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -73,9 +74,13 @@ def _coarse_inputs(
     """Returns the float tensors that are quantised too coarsely for a kernel that reads them, with all that do."""
     graph = Graph(prepared.graph_def)
     made = {node.output for node in plan.nodes if node.quantized}
+    readers_of: dict[str, list[NodePlan]] = defaultdict(list)
+    for node in plan.nodes:
+        for tensor in {*node.sources, node.summand} if node.quantized else ():
+            readers_of[tensor].append(node)
     result = {}
     for tensor in plan.tensors:
-        readers = tuple(node for node in plan.nodes if node.quantized and tensor in (*node.sources, node.summand))
+        readers = tuple(readers_of[tensor])
         if tensor in made or any(node.op not in ("Conv2D", "MatMul") or node.summand == tensor for node in readers):
             continue
         ratios = [_signal_to_noise(graph, statistics, node, plan.tensors[tensor]) for node in readers]
