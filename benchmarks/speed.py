@@ -272,11 +272,11 @@ def main(
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         (output / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    table = markdown(cases, rows, accuracy_table.machine(), repeats)
+        table = markdown(cases, rows, accuracy_table.machine(), repeats)
+        plot(rows, output / "speed.png")
+        if page is not None:  # after each, as all take long
+            accuracy_table.write_markdown(page, table, "speed")
     console.print(table, soft_wrap=True, markup=False)
-    plot(rows, output / "speed.png")
-    if page is not None:
-        accuracy_table.write_markdown(page, table, "speed")
 
 
 if __name__ == "__main__":
