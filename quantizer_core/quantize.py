@@ -46,6 +46,7 @@ def convert(
     statistics: CalibrationStatistics,
     config: QuantizationConfig,
     sample: Sequence[bytes] = (),
+    on_kernel: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Converts a prepared and calibrated graph; the same bytes for the same arguments on CPUs of the same kind.
 
@@ -55,6 +56,7 @@ def convert(
       config: every choice.
       sample: serialized ``tf.Example``s to choose weights and biases on (``CalibrationRun.sample``); without any,
         weights are rounded to nearest and biases corrected by the channel means of the statistics.
+      on_kernel: called with the number of kernels whose weights have been chosen on the sample, and of all.
 
     Raises:
       DataError: if the statistics are not those of this graph.
@@ -71,7 +73,7 @@ def convert(
         Graph(prepared.graph_def), plan, known, config.weight_clipping
     )
     if examples:
-        parameters = {**parameters, **refine(prepared, plan, examples, config)}
+        parameters = {**parameters, **refine(prepared, plan, examples, config, on_kernel)}
     return Conversion(lower(prepared, plan, parameters), plan, prepared)
 
 

@@ -78,7 +78,7 @@ def measure(
         graphs[INT8] = pair.int8
     with Bench(graphs, inputs, pair.outputs, examples, {BF16}) as bench:
         with step("Timing", quiet, unit="runs") as seen:
-            timings = bench.time(settings, repeats, seconds, None if quiet else lambda done, _: seen(done))
+            timings = bench.time(settings, repeats, seconds, seen)
         traces = []
         if trace or timeline is not None:
             slowest = min(settings, key=lambda setting: (setting.threads, setting.batch))

@@ -47,7 +47,7 @@ def inspect_graph(options: Mapping[str, Any], count: int, quiet: bool = False) -
     ready = calibrated(request, config_of(request), quiet)
     conversion = converted(ready, quiet)
     examples = itertools.islice(comparison_examples(request, ready.config, ready.prepared.inputs), count)
-    with step("Comparing", quiet) as seen:
+    with step("Comparing", quiet, total=count) as seen:
         report = compare_layers(
             conversion.prepared, conversion.graph_def, conversion.plan, examples, ready.config, seen
         )  # fmt: skip

@@ -199,7 +199,7 @@ def calibrated(
         return Calibrated(graph, config, prepared, run, sampled_config(config))
     found = examples_of(request, request.calibration_data or "", config, prepared.inputs)
     examples = itertools.islice(found, request.num_calibration_examples)
-    with step("Calibrating", quiet) as seen:
+    with step("Calibrating", quiet, total=request.num_calibration_examples) as seen:
         calibration = calibrate(prepared, examples, unlabelled, seen)
     return Calibrated(graph, config, prepared, calibration, unlabelled)
 
@@ -216,8 +216,8 @@ def named(request: CalibrationRequest, config: QuantizationConfig, graph: Loaded
 def converted(ready: Calibrated, quiet: bool = False) -> Conversion:
     """Converts what was calibrated."""
     calibration = ready.calibration
-    with step("Converting", quiet):
-        return convert(ready.prepared, calibration.statistics, ready.sample_config, calibration.sample)
+    with step("Converting", quiet, unit="kernels") as seen:
+        return convert(ready.prepared, calibration.statistics, ready.sample_config, calibration.sample, seen)
 
 
 def examples_of(

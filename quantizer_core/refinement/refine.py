@@ -12,7 +12,7 @@ The result depends on the sample alone. Time and memory grow with its size, not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -34,6 +34,7 @@ def refine(
     plan: QuantizationPlan,
     examples: Sequence[Mapping[str, np.ndarray]],
     config: QuantizationConfig,
+    on_kernel: Callable[[int, int], None] | None = None,
 ) -> dict[str, LayerParameters]:
     """Returns weights and bias of every kernel of a plan, by node name, but for those in loops and branches.
 
@@ -42,6 +43,7 @@ def refine(
       plan: its plan.
       examples: the sample: input name → array without batch dimension; not empty.
       config: ``rounding`` and ``bias_correction`` say what is chosen on the sample.
+      on_kernel: called with the number of kernels done, and of all.
     """
     graph = Graph(prepared.graph_def)
     simulation = Simulation(prepared, plan, examples)
@@ -62,6 +64,8 @@ def refine(
                 bias -= simulation.summand_means(node)
         result[node.name] = LayerParameters(weights, bias.astype(np.float32))
         simulation.finish(node, result[node.name].bias)
+        if on_kernel is not None:
+            on_kernel(len(result), len(simulation.steps))
     simulation.close()
     return result
 

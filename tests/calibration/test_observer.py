@@ -225,3 +225,31 @@ def test_order_sharding_and_slot_leave_no_trace_on_real_graphs(
         for example in examples:  # each in slot 0, its copies beside it
             alone = alone.merge(observer.observe([example]))
         assert alone.to_bytes() == whole.to_bytes()
+
+
+@pytest.mark.parametrize("axis", [None, -1])
+def test_of_a_tensor_that_cannot_be_negative_zero_bounds_the_minima(axis: int | None) -> None:
+    values = np.abs(np.random.default_rng(0).normal(size=(5, 60, 60, 3))).astype(np.float32) + np.float32(0.5)
+    values[3, 7, 7, 1] = 0.25
+    known = observe(prepared(identity(None, 60, 60, 3), (-1, 60, 60, 3), ObservedTensor("y", axis)), feeds(values))
+    watched = ObservedTensor("y", axis, nonnegative=True)
+    found = observe(prepared(identity(None, 60, 60, 3), (-1, 60, 60, 3), watched), feeds(values)).tensors["y"]
+    exact = known.tensors["y"]
+    assert found.maximum == exact.maximum == values.max()
+    assert 0 <= exact.minimum == 0.25 <= found.minimum <= values.max()
+    np.testing.assert_array_equal(found.counts, exact.counts)
+    if axis is not None:
+        assert found.channel_extremes is not None and exact.channel_extremes is not None
+        np.testing.assert_array_equal(found.channel_extremes[0], np.zeros(3))
+        np.testing.assert_array_equal(found.channel_extremes[1], exact.channel_extremes[1])
+        np.testing.assert_array_equal(found.channel_means(), exact.channel_means())
+
+
+@pytest.mark.parametrize(("value", "field"), [(np.nan, "nan"), (np.inf, "positive_infinite")])
+@pytest.mark.parametrize("position", [0, 4000, 10799])
+def test_no_number_goes_unseen_where_minima_are_not_looked_for(value: float, field: str, position: int) -> None:
+    values = np.ones((3, 60, 60, 3), np.float32)
+    values[1].reshape(-1)[position] = value
+    watched = ObservedTensor("y", -1, nonnegative=True)
+    stats = observe(prepared(identity(None, 60, 60, 3), (-1, 60, 60, 3), watched), feeds(values)).tensors["y"]
+    assert getattr(stats, field) == 1 and stats.finite == 2
