@@ -15,7 +15,7 @@ from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import DataError
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import lower
-from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
+from quantizer_core.lowering.parameters import nominal_parameters
 from quantizer_core.planning import QuantizationPlan
 from quantizer_core.planning.fine import plan_finely
 from quantizer_core.planning.mixed import first_in_float
@@ -68,13 +68,10 @@ def convert(
         kept = first_in_float(prepared, statistics, plan, examples, config)
         if kept:
             prepared, statistics, plan = plan_finely(given, seen, config, kept)
+    refined = refine(prepared, plan, examples, config, on_kernel) if examples else {}
     known = statistics if config.bias_correction else None
-    parameters: Mapping[str, LayerParameters] = nominal_parameters(
-        Graph(prepared.graph_def), plan, known, config.weight_clipping
-    )
-    if examples:
-        parameters = {**parameters, **refine(prepared, plan, examples, config, on_kernel)}
-    return Conversion(lower(prepared, plan, parameters), plan, prepared)
+    nominal = nominal_parameters(Graph(prepared.graph_def), plan, known, config.weight_clipping, refined)
+    return Conversion(lower(prepared, plan, {**nominal, **refined}), plan, prepared)
 
 
 def _decode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import numpy as np
 
@@ -72,8 +72,12 @@ def carried_filter(filters: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def nominal_parameters(
-    graph: Graph, plan: QuantizationPlan, statistics: CalibrationStatistics | None, clipping: str = "none"
-) -> Mapping[str, LayerParameters]:
+    graph: Graph,
+    plan: QuantizationPlan,
+    statistics: CalibrationStatistics | None,
+    clipping: str = "none",
+    known: Collection[str] = (),
+) -> dict[str, LayerParameters]:
     """Returns for each kernel, by node name, weights rounded to nearest and the bias.
 
     Args:
@@ -83,10 +87,11 @@ def nominal_parameters(
         seen in calibration (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
         ICCV 2019, section 4.2); without, biases stay as they are.
       clipping: of the weights' range: see ``quantizer_core.lowering.weights.grid``.
+      known: kernels to leave out, whose parameters have been chosen otherwise.
     """
     result = {}
     for node in plan.nodes:
-        if node.form not in WEIGHTED_FORMS:
+        if node.form not in WEIGHTED_FORMS or node.name in known:
             continue
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)

@@ -73,6 +73,8 @@ class Grid:
             one, other = codes[..., 0:last:2, :], codes[..., 1:last:2, :]
             for sign in (1, -1):
                 excess = np.maximum(np.maximum(sign * one, 0) + np.maximum(sign * other, 0) - PAIR, 0)
+                if not excess.any():
+                    continue
                 one -= sign * np.ceil(excess / 2)
                 other -= sign * np.floor(excess / 2)
         return codes

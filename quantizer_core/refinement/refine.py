@@ -22,7 +22,7 @@ from quantizer_core.graph.graph import Graph, NodeDef
 from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, even_codes, filter_of
 from quantizer_core.lowering.weights import QuantizedWeights, grid
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.refinement.moments import POSITIONS, Covariance, patches
+from quantizer_core.refinement.moments import DEPTHWISE_POSITIONS, POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 from quantizer_core.refinement.simulation import Simulation
 from quantizer_core.runtime import GraphSession
@@ -89,7 +89,8 @@ def _weights(
     strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
     explicit = node.padding or anchor.attr["explicit_paddings"].list.i
     padding = "EXPLICIT" if node.padding else anchor.attr["padding"].s.decode()
-    positions = max(POSITIONS // len(sources), 1)
+    wanted = DEPTHWISE_POSITIONS if depthwise else POSITIONS
+    positions = max(wanted // len(sources), 1)
     size = (filters.shape[0], filters.shape[1])
     waiting: list[np.ndarray] = []
     for values in sources:
@@ -98,7 +99,7 @@ def _weights(
         else:
             waiting.append(patches(values, size, strides, dilations, padding, explicit, positions))
         # A product of many rows costs little more than one of few.
-        if values is sources[-1] or sum(map(len, waiting)) >= POSITIONS // 4:
+        if values is sources[-1] or sum(map(len, waiting)) >= wanted // 4:
             covariance.add(np.concatenate(waiting))
             waiting = []
     moments = covariance.result()
