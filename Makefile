@@ -43,6 +43,9 @@ FROZEN_GRAPH_ARGS ?= --metric=agreement
 KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_root $(SERVING_ROOT) \
 	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
+# Processes that tests run in, a file in one of them; each has its own TensorFlow.
+JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+PYTEST = $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 .PHONY: help setup prism test test-slow test-long lint format demo frozen-graph-demo tabular-demo kubeflow-spec docker-check \
 	mlserver benchmark lock clean
@@ -84,15 +87,15 @@ $(MLSERVER)/.ready: examples/mlserver/requirements.txt | $(UV)
 	@$(UV) pip sync --quiet --python $(MLSERVER_PY) --require-hashes examples/mlserver/requirements.txt
 	@touch $@
 
-test: setup  ## Run the fast tests (PYTEST_ARGS="-k name" to choose).
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+test: setup  ## Run the fast tests (PYTEST_ARGS="-k name" to choose, JOBS=1 for one process).
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: setup  ## Run the slow tests: whole pipelines, large graphs.
-	$(PY) -m pytest -q -m "slow and not long" --timeout 1800 $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not long" --timeout 1800 $(PYTEST_ARGS)
 
 test-long: setup  ## Run what CI has no time for: all graphs to their bars, a thousand random graphs.
-	$(PY) -m pytest -q -m long --timeout 1800 $(PYTEST_ARGS)
-	QUANTIZER_RANDOM_GRAPHS=500 $(PY) -m pytest -q -m slow -k many_random_graphs --timeout 3600
+	$(PYTEST) -m long --timeout 1800 $(PYTEST_ARGS)
+	QUANTIZER_RANDOM_GRAPHS=500 $(PYTEST) -m slow -k many_random_graphs --timeout 3600
 
 demo: setup  ## Train, quantise, judge and push a small model with TFX, here, in minutes.
 	$(PY) -m pipelines.digits.local_runner --output $(DEMO_OUTPUT)

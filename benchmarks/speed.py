@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 import statistics
 import sys
 import time
@@ -275,7 +277,10 @@ def main(
         table = markdown(cases, rows, accuracy_table.machine(), repeats)
         plot(rows, output / "speed.png")
         if page is not None:  # after each, as all take long
-            accuracy_table.write_markdown(page, table, "speed")
+            picture = f"{page.stem}_{re.sub(r'[^a-z0-9]+', '_', accuracy_table.processor_kind().lower())}.png"
+            shutil.copyfile(output / "speed.png", page.with_name(picture))
+            shown = f"{table}\n\n![How many times faster than FP32 each tool is, graph by graph]({picture})"
+            accuracy_table.write_markdown(page, shown, "speed")
     console.print(table, soft_wrap=True, markup=False)
 
 

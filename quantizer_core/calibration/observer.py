@@ -293,8 +293,8 @@ def _instrument(
             fetches = (
                 tf.stack(columns.minima + columns.maxima),
                 tf.stack([tf.concat([none, *(found[i] for found in columns.channels)], 1) for i in range(3)]),
-                tf.stack([tf.shape(sample)[1] for sample in columns.samples]),
-                tf.stack([tf.shape(found[0])[1] for found in columns.channels] or [0])[: len(columns.channels)],
+                tf.stack([_width(sample) for sample in columns.samples]),
+                tf.stack([_width(found[0]) for found in columns.channels] or [0])[: len(columns.channels)],
                 tf.concat(columns.samples, 1),
             )
         return graph.as_graph_def(), tuple(fetch.name for fetch in fetches), calls
@@ -330,8 +330,7 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
         # The whole tensor belongs to the one example, whatever its first axis is.
         tensor = tf.expand_dims(tensor, 0)
         axis = None if axis is None or last else axis + 1
-    batch = tf.shape(tensor)[0]
-    flat = tf.reshape(tensor, [batch, -1])
+    flat = _rows(tensor)
     sample = _sample(tensor, flat, None if last else axis)
     columns.samples.append(sample)
     if axis is None and not last:
@@ -341,7 +340,7 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
     if axis == 0:
         raise GraphError(f"axis 0 of tensor {observed.name!r} holds the examples, so it cannot hold channels")
     if last:  # the rank shows only when the graph runs
-        tensor = tf.reshape(tensor, [batch, -1, tf.shape(tensor)[-1]])
+        tensor = tf.reshape(tensor, [tf.shape(tensor)[0], -1, tf.shape(tensor)[-1]])
         rest = [1]
     else:
         rest = [i for i in range(1, tensor.shape.rank) if i != axis]
@@ -356,8 +355,21 @@ def _means(tensor: tf.Tensor, rest: Sequence[int]) -> tf.Tensor:
     """Returns the means over the axes ``rest``: of images by oneDNN's pooling, in half the time."""
     if rest == [1, 2] and all(tensor.shape[1:3].as_list()):
         height, width = tensor.shape[1:3].as_list()
-        return tf.reshape(tf.nn.avg_pool(tensor, (height, width), 1, "VALID"), [-1, tf.shape(tensor)[3]])
+        return _rows(tf.nn.avg_pool(tensor, (height, width), 1, "VALID"))
     return tf.reduce_mean(tensor, rest)
+
+
+def _rows(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor as [batch, values of an example]."""
+    dims = tensor.shape.as_list()[1:] if tensor.shape.rank else [None]
+    size = 0 if None in dims else math.prod(dims)  # what is known of shapes needs no op that finds it out
+    return tf.reshape(tensor, [-1, size] if size else [tf.shape(tensor)[0], -1])
+
+
+def _width(rows: tf.Tensor) -> int | tf.Tensor:
+    """Returns the second dimension."""
+    known = rows.shape.as_list()[1]
+    return tf.shape(rows)[1] if known is None else known
 
 
 def _sample(tensor: tf.Tensor, flat: tf.Tensor, channel_axis: int | None) -> tf.Tensor:
