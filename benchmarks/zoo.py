@@ -123,6 +123,44 @@ def logits(graph_def: Any, output: str) -> str:
     return str(node.input[0]) if node.op == "Softmax" else output
 
 
+def amplified(name: str, fp32: Path, count: int = 16) -> tuple[float, float]:
+    """Returns the mean cosine of the logits if nothing is rounded but activations to 8 bits: the first Relu's, and all.
+
+    What a classifier loses here no choice of weights, ranges or kernels brings back.
+    """
+    import tensorflow.compat.v1 as tf
+
+    import quantizer_core as qc
+
+    config = zoo_model(name).config.without_label()
+    prepared = qc.prepare(qc.load_graph(str(fp32)), config)
+    output = logits(prepared.graph_def, next(each for each in config.outputs if each != "ArgMax"))
+    relus = [node.name for node in prepared.graph_def.node if node.op in ("Relu", "Relu6")]
+    examples = decoded(name, prepared.inputs, count)
+
+    def run(rounded: dict[str, float], fetches: Sequence[str]) -> list[list[np.ndarray]]:
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(prepared.graph_def, name="")
+            for relu, limit in rounded.items():
+                tensor = graph.get_tensor_by_name(f"{relu}:0")
+                readers = [(op, i) for op in tensor.consumers() for i, read in enumerate(op.inputs) if read is tensor]
+                value = tf.quantization.fake_quant_with_min_max_args(tensor, 0.0, limit, 8)
+                for op, place in readers:
+                    op._update_input(place, value)
+            with tf.Session(graph=graph) as session:
+                names = [fetch if ":" in fetch else f"{fetch}:0" for fetch in fetches]
+                feeds = [{f"{key}:0": value[None] for key, value in each.items()} for each in examples]
+                return [session.run(names, each) for each in feeds]
+
+    plain = run({}, [output, *relus])
+    limits = {relu: float(max(values[1 + i].max() for values in plain)) for i, relu in enumerate(relus)}
+    found = []
+    for chosen in (relus[:1], relus):
+        other = run({relu: limits[relu] for relu in chosen}, [output])
+        found.append(float(np.mean([cosine(a[0], b[0]) for a, b in zip(plain, other, strict=True)])))
+    return found[0], found[1]
+
+
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the cosine of two tensors taken as vectors."""
     x, y = (np.asarray(value, np.float64).ravel() for value in (one, other))
@@ -159,13 +197,18 @@ def child(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def materialized(name: str, folder: Path) -> Path:
+    """Returns the model's FP32 graph, made by the shared data's script if it is not there yet."""
+    zoo, path = shared_data() / "zoo", folder / f"{name}.pb"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(path))
+    return path
+
+
 def measure(name: str, folder: Path, repeats: int) -> Result:
     """Makes the graph, converts it by the command line, compares and times it."""
-    zoo = shared_data() / "zoo"
-    fp32, int8 = folder / f"{name}.pb", folder / f"{name}_int8.pb"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not fp32.exists():
-        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(fp32))
+    fp32, int8 = materialized(name, folder), folder / f"{name}_int8.pb"
     start = time.perf_counter()
     facts = json.loads(
         child(
@@ -224,11 +267,14 @@ def markdown(results: Sequence[Result], machine: str) -> str:
               help="Where the graphs are made, 1.2 GB for all nine. [default: build/zoo]")  # fmt: skip
 @click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the table into this file too, between its marks.")  # fmt: skip
-@click.option("--task", type=click.Choice(["compare", "time"]), hidden=True)
+@click.option("--amplification", is_flag=True,
+              help="Only print each classifier's cosine if nothing but activations is rounded to 8 bits.")  # fmt: skip
+@click.option("--task", type=click.Choice(["compare", "time", "amplify"]), hidden=True)
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 def main(
-    models: tuple[str, ...], repeats: int, folder: Path, page: Path | None, task: str | None, paths: tuple[Path, ...]
-) -> None:
+    models: tuple[str, ...], repeats: int, folder: Path, page: Path | None, amplification: bool, task: str | None,
+    paths: tuple[Path, ...],
+) -> None:  # fmt: skip
     """Convert the nine models of the zoo, and measure how close INT8 is to FP32 and how much faster."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if task == "compare":
@@ -237,8 +283,17 @@ def main(
     if task == "time":
         click.echo(milliseconds(models[0], *paths))
         return
+    if task == "amplify":
+        click.echo(json.dumps(amplified(models[0], *paths)))
+        return
     if not (shared_data() / "zoo").is_dir():
         raise click.ClickException(f"no shared data in {shared_data()}; name its folder in QUANTIZER_SHARED_DATA")
+    if amplification:
+        for name in models or [name for name in load_models() if zoo_model(name).metric == "top1"]:
+            made = materialized(name, folder.resolve())
+            first, every = json.loads(child("-m", "benchmarks.zoo", "--model", name, "--task", "amplify", str(made)))
+            click.echo(f"{name}  first activation alone {first:.4f}  all activations {every:.4f}")
+        return
     results = []
     for name in models or tuple(load_models()):
         results.append(measure(name, folder.resolve(), repeats))
