@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from quantizer_core.config import PreprocessConfig
 
@@ -124,6 +126,29 @@ def python_child(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with these arguments in a process of its own, from the checkout, TensorFlow quiet."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def child(*arguments: str) -> str:
+    """Does the same and returns the last line that it prints; raises ClickException with its last word if it fails."""
+    done = python_child(*arguments)
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    if done.returncode:
+        reason = lines[-1] if lines else f"the process ended with {done.returncode}"
+        raise click.ClickException(f"{' '.join(arguments)}: {reason}")
+    return lines[-1] if lines else ""
+
+
+def zoo_graph(name: str, path: Path) -> Path:
+    """Makes the FP32 graph of a Model Zoo entry by the shared data's script, unless ``path`` holds it; returns that.
+
+    Raises:
+      ClickException: if the script fails.
+    """
+    zoo = shared_data() / "zoo"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(path))
+    return path
 
 
 def shared_data() -> Path:

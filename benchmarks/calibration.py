@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import CASES, ROOT, python_child, shared_data
+from benchmarks.accuracy_cases import CASES, ROOT, child, shared_data
 from benchmarks.speed_cases import CALIBRATION_FILE, CASE_FILE, FP32_FILE, SPEED_CASES, make_case
 
 GRAPHS = ("mobilenet_keras2", "resnet50_keras2", "squeezenet", "mobilenet_025", "zoo_resnet50v1_5")
@@ -51,8 +51,7 @@ def rate(task: str, folder: Path, threads: int, seconds: float) -> float:
     config = qc.QuantizationConfig(inputs=(facts["input"],), outputs=tuple(facts["outputs"]))
     with Observer(qc.prepare(graph_def, config), size, threads) as observer:
         assert observer.batch_size == size
-        found = _rate(observer.add, batches, seconds, observer.take)
-    return found
+        return _rate(observer.add, batches, seconds, observer.take)
 
 
 def _rate(
@@ -85,12 +84,9 @@ def peak(count: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def child(*arguments: str) -> float:
-    """Runs a task of this file in a new process; returns the number that it prints; raises ClickException."""
-    done = python_child("-m", "benchmarks.calibration", *arguments)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return float(done.stdout.strip().splitlines()[-1])
+def task_of(*arguments: str) -> float:
+    """Runs a task of this file in a new process; returns the number that it prints."""
+    return float(child("-m", "benchmarks.calibration", *arguments))
 
 
 def markdown(rates: dict[tuple[str, int], dict[str, list[float]]], peaks: dict[int, list[float]]) -> str:
@@ -147,17 +143,17 @@ def main(
     for key in graphs or GRAPHS:
         with console.status(f"{key}: making the graph"):
             (output / key).mkdir(parents=True, exist_ok=True)
-            child("--task", "make", "--graph", key, *common)
+            task_of("--task", "make", "--graph", key, *common)
         for threads in THREADS:
             rates[key, threads] = {"infer": [], "observe": []}
         for repeat, threads, task in itertools.product(range(repeats), THREADS, ("infer", "observe")):
             with console.status(f"{key}, {threads} threads, {task}: {repeat + 1} of {repeats}"):
-                found = child("--task", task, "--graph", key, "--threads", str(threads), *common)
+                found = task_of("--task", task, "--graph", key, "--threads", str(threads), *common)
             rates[key, threads][task].append(found)
     peaks: dict[int, list[float]] = {FEW: [], MANY: []}
     for repeat, count in itertools.product(range(repeats), peaks):
         with console.status(f"memory of {count} examples: {repeat + 1} of {repeats}"):
-            peaks[count].append(child("--task", "peak", "--count", str(count)))
+            peaks[count].append(task_of("--task", "peak", "--count", str(count)))
     table = markdown(rates, peaks)
     console.print(table, soft_wrap=True, markup=False)
     if page is not None:

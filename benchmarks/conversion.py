@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, python_child, shared_data
+from benchmarks.accuracy_cases import ROOT, child, shared_data, zoo_graph
 from quantizer_core.calibration.statistics import CalibrationStatistics
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.data import read_examples
@@ -47,7 +47,7 @@ def make_case(model: str, folder: Path) -> None:
         prepared = qc.prepare(graph_def, config)
         seen = repeated_statistics(prepared)
     else:
-        graph_def, config = keras_model(model, folder) if model in KERAS else zoo_graph(model, folder)
+        graph_def, config = keras_model(model, folder) if model in KERAS else zoo_entry(model, folder)
         prepared = qc.prepare(graph_def, config)
         if model in KERAS:
             noise = np.random.default_rng(0).uniform(-1, 1, (BATCH, *IMAGE)).astype(np.float32)
@@ -73,18 +73,12 @@ def keras_model(model: str, folder: Path) -> tuple[Any, QuantizationConfig]:
     return frozen.graph_def, QuantizationConfig(inputs=frozen.inputs, outputs=frozen.outputs)
 
 
-def zoo_graph(model: str, folder: Path) -> tuple[Any, QuantizationConfig]:
+def zoo_entry(model: str, folder: Path) -> tuple[Any, QuantizationConfig]:
     """Returns a graph of the zoo, made by the shared data's script, and its entry's choices."""
     import quantizer_core as qc
     from quantizer_core.zoo import zoo_model
 
-    path = folder / "zoo.pb"
-    zoo = shared_data() / "zoo"
-    if not path.exists():
-        done = python_child(str(zoo / "materialize.py"), str(zoo / f"{model}.pb.xz"), str(path))
-        if done.returncode:
-            raise click.ClickException(f"{model} cannot be made: {done.stderr.strip().splitlines()[-1]}")
-    return qc.load_graph(str(path)), zoo_model(model).config.without_label()
+    return qc.load_graph(str(zoo_graph(model, folder / "zoo.pb"))), zoo_model(model).config.without_label()
 
 
 def chain(nodes: int) -> tuple[Any, QuantizationConfig]:
@@ -160,10 +154,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def _child(task: str, model: str, folder: Path) -> str:
     """Runs one task of this file in a new process and returns the last line that it prints."""
-    run = python_child("-m", "benchmarks.conversion", "--task", task, "--model", model, "--output", str(folder))
-    if run.returncode != 0:
-        raise click.ClickException(f"{task} of {model} failed:\n{run.stderr}")
-    return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
+    return child("-m", "benchmarks.conversion", "--task", task, "--model", model, "--output", str(folder))
 
 
 def markdown(results: dict[str, list[dict[str, float]]], machine: str) -> str:

@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 
 from benchmarks import accuracy_table, peers
-from benchmarks.accuracy_cases import ROOT, python_child, shared_data
+from benchmarks.accuracy_cases import ROOT, child, shared_data
 from benchmarks.speed_cases import CALIBRATION_FILE, CASE_FILE, FP32_FILE, SPEED_CASES, make_case
 
 FP32, BF16, OURS = "FP32", "FP32 + bf16", "ours"
@@ -93,21 +93,14 @@ def convert_ours(key: str, folder: Path) -> float:
     return seconds
 
 
-def child(*arguments: str) -> str:
-    """Runs a task of this file in a new process; returns the last line that it prints; raises RuntimeError."""
-    done = python_child("-m", "benchmarks.speed", *arguments)
-    lines = (done.stdout if not done.returncode else done.stderr).strip().splitlines()
-    if done.returncode:
-        raise RuntimeError(lines[-1] if lines else f"the process ended with {done.returncode}")
-    return lines[-1] if lines else ""
-
-
 def ready(key: str, folder: Path, installed: dict[str, Path]) -> Case:
     """Makes a case's graph, and every tool's INT8 graph of it."""
     folder.mkdir(parents=True, exist_ok=True)
     case = Case(key, folder)
-    child("--task", "make", "--graph", key, "--folder", str(folder))
-    case.seconds[OURS] = float(child("--task", "ours", "--graph", key, "--folder", str(folder)))
+    child("-m", "benchmarks.speed", "--task", "make", "--graph", key, "--folder", str(folder))
+    case.seconds[OURS] = float(
+        child("-m", "benchmarks.speed", "--task", "ours", "--graph", key, "--folder", str(folder))
+    )
     sizes = [(folder / name).stat().st_size for name in (OURS_FILE, FP32_FILE)]
     case.size = sizes[0] / sizes[1]
     for name, python in installed.items():
@@ -263,10 +256,7 @@ def main(
     cases, rows = [], []
     for key in graphs or tuple(SPEED_CASES):
         with console.status(f"{key}: converting"):
-            try:
-                cases.append(ready(key, output.resolve() / key, installed))
-            except RuntimeError as error:
-                raise click.ClickException(f"{key}: {error}") from None
+            cases.append(ready(key, output.resolve() / key, installed))
         rows += measure(cases[-1], installed, repeats, seconds, console)
         report = {
             "machine": accuracy_table.machine(),

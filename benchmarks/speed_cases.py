@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy_cases import python_child, shared_data
+from benchmarks.accuracy_cases import shared_data, zoo_graph
 
 #: Images to calibrate with: speed hangs little on them.
 CALIBRATION = 32
@@ -101,11 +101,7 @@ def make_case(key: str, folder: Path) -> None:
 def _file(case: SpeedCase, folder: Path) -> Path:
     if case.source == "graphs":
         return shared_data() / "graphs" / case.name
-    zoo, path = shared_data() / "zoo", folder / "zoo.pb"
-    done = python_child(str(zoo / "materialize.py"), str(zoo / f"{case.name}.pb.xz"), str(path))
-    if done.returncode:
-        raise RuntimeError(f"{case.name} cannot be made: {done.stderr.strip().splitlines()[-1]}")
-    return path
+    return zoo_graph(case.name, folder / "zoo.pb")
 
 
 def _keras(case: SpeedCase, folder: Path) -> tuple[object, tuple[str, ...], tuple[str, ...]]:

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, python_child, shared_data
+from benchmarks.accuracy_cases import ROOT, child, shared_data, zoo_graph
 from benchmarks.graphs import WEIGHTED
 from quantizer_core.zoo import load_models, zoo_model
 
@@ -189,26 +189,9 @@ def milliseconds(name: str, path: Path, seconds: float = 4.0) -> float:
     return statistics.median(times)
 
 
-def child(*arguments: str) -> str:
-    """Runs a command of Python in a process of its own; returns its last line; raises ClickException if it fails."""
-    done = python_child(*arguments)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return done.stdout.strip()
-
-
-def materialized(name: str, folder: Path) -> Path:
-    """Returns the model's FP32 graph, made by the shared data's script if it is not there yet."""
-    zoo, path = shared_data() / "zoo", folder / f"{name}.pb"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(path))
-    return path
-
-
 def measure(name: str, folder: Path, repeats: int) -> Result:
     """Makes the graph, converts it by the command line, compares and times it."""
-    fp32, int8 = materialized(name, folder), folder / f"{name}_int8.pb"
+    fp32, int8 = zoo_graph(name, folder / f"{name}.pb"), folder / f"{name}_int8.pb"
     start = time.perf_counter()
     facts = json.loads(
         child(
@@ -290,7 +273,7 @@ def main(
         raise click.ClickException(f"no shared data in {shared_data()}; name its folder in QUANTIZER_SHARED_DATA")
     if amplification:
         for name in models or [name for name in load_models() if zoo_model(name).metric == "top1"]:
-            made = materialized(name, folder.resolve())
+            made = zoo_graph(name, folder.resolve() / f"{name}.pb")
             first, every = json.loads(child("-m", "benchmarks.zoo", "--model", name, "--task", "amplify", str(made)))
             click.echo(f"{name}  first activation alone {first:.4f}  all activations {every:.4f}")
         return
