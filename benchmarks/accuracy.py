@@ -24,13 +24,19 @@ from benchmarks import accuracy_table, peers
 from benchmarks.accuracy_cases import CASES, MOST_VIEWS, ROOT, python_child, shared_data
 from benchmarks.accuracy_table import COLUMNS, Row
 
+#: What can be simulated: the kind of processor → the weights that are made for it.
+SIMULATED = {"vnni": {"reduce_range": "off"}, "no_vnni": {"reduce_range": "on"}}
 TITLES = {name: case.title for name, case in CASES.items()}
 
 
-def convert_and_evaluate(name: str, settings: str, tool: str, folds: int, views: int) -> Row:
-    """Calibrates, converts and evaluates one graph with our product, in this process; the folds are counted as one."""
+def convert_and_evaluate(name: str, settings: str, tool: str, folds: int, views: int, simulated: bool) -> Row:
+    """Calibrates, converts and evaluates one graph with our product, in this process; the folds are counted as one.
+
+    If ``simulated``, what the INT8 graph computes is computed in float32.
+    """
     import quantizer_core as qc
     from quantizer_core.evaluation.counts import EvaluationCounts
+    from quantizer_core.lowering.simulate import simulate
 
     case = CASES[name]
     config = qc.QuantizationConfig.from_json(settings)
@@ -49,7 +55,10 @@ def convert_and_evaluate(name: str, settings: str, tool: str, folds: int, views:
         marks.append(time.perf_counter())
         seconds += np.diff(marks) / folds
         ends = prepared.inputs, prepared.outputs
-        counts = counts.merge(qc.evaluate(graph_def, conversion.graph_def, *ends, evaluation, config).counts)
+        int8 = conversion.graph_def
+        if simulated:
+            int8 = simulate(conversion.prepared, conversion.plan, conversion.parameters)
+        counts = counts.merge(qc.evaluate(graph_def, int8, *ends, evaluation, config).counts)
     result = qc.judge(counts, max_drop=1.0)
     return Row(
         name, tool, result.num_examples, result.fp32, result.int8, result.agreement, result.mcnemar_p,
@@ -100,9 +109,10 @@ def _child(*arguments: str) -> str:
     return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
 
 
-def measure_ours(name: str, settings: str, tool: str, folds: int, views: int) -> Row:
+def measure_ours(name: str, settings: str, tool: str, folds: int, views: int, simulated: str) -> Row:
     """Measures our product on one graph in a process of its own."""
-    options = ("--graph", name, "--config", settings, "--tool", tool, "--folds", str(folds), "--views", str(views))
+    options = ["--graph", name, "--config", settings, "--tool", tool, "--folds", str(folds), "--views", str(views)]
+    options += ["--simulate", simulated] if simulated else []
     try:
         return Row(**json.loads(_child("--task", "ours", *options)))
     except RuntimeError as error:
@@ -135,6 +145,7 @@ def measure(
     chosen: tuple[str, ...],
     folds: int,
     views: int,
+    simulated: str,
     console: Console,
 ) -> Iterator[Row]:
     """Yields the rows of each graph: our settings, then the chosen peers that can be installed here."""
@@ -142,7 +153,7 @@ def measure(
     for name in graphs:
         with console.status(TITLES[name]):
             for tool, settings in variants.items():
-                yield measure_ours(name, settings, tool, folds, views)
+                yield measure_ours(name, settings, tool, folds, views, simulated)
             if installed:
                 yield from measure_peers(installed, name, views)
 
@@ -189,6 +200,8 @@ def _json(option: str, text: str) -> dict[str, Any]:
                    "after the first 128.")  # fmt: skip
 @click.option("--views", type=click.IntRange(1, MOST_VIEWS), default=MOST_VIEWS, show_default=True,
               help="How often each image is evaluated: as it is, mirrored, shifted, both.")  # fmt: skip
+@click.option("--simulate", "simulated", type=click.Choice(list(SIMULATED)),
+              help="Make the graph for such a processor, and compute in float32 what its kernels would.")  # fmt: skip
 @click.option("--peers", "all_peers", is_flag=True,
               help="Measure other tools too, each in a virtual environment made under build/peers.")  # fmt: skip
 @click.option("--peer", "some_peers", type=click.Choice(sorted(peers.PEERS)), multiple=True, help="Only this one.")
@@ -200,13 +213,16 @@ def _json(option: str, text: str) -> dict[str, Any]:
 @click.option("--tool", default="ours", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(
-    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], folds: int, views: int, all_peers: bool,
-    some_peers: tuple[str, ...], output: Path, markdown: Path | None, task: str, tool: str, folder: Path | None,
+    graphs: tuple[str, ...], config: str, variants: tuple[str, ...], folds: int, views: int, simulated: str | None,
+    all_peers: bool, some_peers: tuple[str, ...], output: Path, markdown: Path | None, task: str, tool: str,
+    folder: Path | None,
 ) -> None:  # fmt: skip
     """Measure FP32 and INT8 accuracy on the shared images: calibrated on 128 of them, evaluated on others."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if task == "ours":
-        click.echo(json.dumps(dataclasses.asdict(convert_and_evaluate(graphs[0], config, tool, folds, views))))
+        settings_of = json.dumps({**_json("--config", config), **SIMULATED.get(simulated or "", {})})
+        row = convert_and_evaluate(graphs[0], settings_of, tool, folds, views, bool(simulated))
+        click.echo(json.dumps(dataclasses.asdict(row)))
         return
     if task == "arrays":
         assert folder is not None
@@ -219,14 +235,20 @@ def main(
     chosen = some_peers or (tuple(peers.PEERS) if all_peers else ())
     if chosen and folds > 1:
         raise click.UsageError("--folds is for our own settings: other tools are measured on one part of the images")
+    if chosen and simulated:
+        raise click.UsageError("--simulate is for our own graphs: other tools are measured on this processor's kernels")
     if not chosen:
         console.print("other tools are not measured: --peers installs and runs them")
     rows = []
-    for row in measure(graphs or tuple(CASES), settings, chosen, folds, views, console):
+    for row in measure(graphs or tuple(CASES), settings, chosen, folds, views, simulated or "", console):
         rows.append(row)
         click.echo("  ".join(accuracy_table.cells(row, TITLES[row.case])), err=True)
     show(rows, console)
     machine = accuracy_table.machine()
+    kind = None
+    if simulated:
+        kind = f"simulated {simulated.replace('_', ' ').replace('vnni', 'VNNI')}"
+        machine = f"{machine}, which computed in float32 what INT8 kernels would ({kind})"
     report = {
         "machine": machine,
         "settings": settings,
@@ -237,7 +259,7 @@ def main(
     output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     console.print(f"all figures: {output}")
     if markdown is not None:
-        accuracy_table.write_markdown(markdown, accuracy_table.markdown(rows, TITLES, machine))
+        accuracy_table.write_markdown(markdown, accuracy_table.markdown(rows, TITLES, machine), processor=kind)
 
 
 if __name__ == "__main__":

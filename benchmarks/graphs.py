@@ -25,8 +25,10 @@ from benchmarks.graph_cases import GRAPH_CASES, Figures
 #: The ops whose share in INT8 is held to ``SHARE``.
 WEIGHTED = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 SHARE = 0.9
+#: How often each graph is timed, and how long.
+REPEATS, SECONDS = 3, 0.5
 COLUMNS = ("graph", "INT8 of Conv2D, Depthwise, MatMul", "of all candidates", "examples", "metric", "FP32", "INT8",
-           "more", "bar", "INT8 / FP32 bytes", "seconds")  # fmt: skip
+           "more", "bar", "INT8 / FP32 bytes", "speed over FP32's", "seconds")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Result:
       left: why nodes stayed FP32: "op: reason" → how many.
       examples: how many were evaluated.
       size: bytes of the INT8 graph over those of the FP32 graph.
+      speed: how many times faster INT8 is with one thread and batch 1: median, least and most of the repeats.
       calibrate_seconds, convert_seconds: mean over the folds.
     """
 
@@ -50,6 +53,7 @@ class Result:
     left: dict[str, int]
     examples: int
     size: float
+    speed: tuple[float, float, float]
     calibrate_seconds: float
     convert_seconds: float
 
@@ -63,7 +67,8 @@ class Result:
     def from_json(cls, text: str) -> Result:
         values = json.loads(text)
         values["figures"] = Figures(**values["figures"])
-        values["weighted"], values["candidates"] = tuple(values["weighted"]), tuple(values["candidates"])
+        for name in ("weighted", "candidates", "speed"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -106,8 +111,18 @@ def measure(name: str, settings: str = "{}") -> Result:
     return Result(
         name, case.judge(exact, ours, numbers, labels), (sum(c[0] for c in counted), sum(c[1] for c in counted)),
         (plan.quantized, plan.candidates), left, len(numbers),
-        conversion.graph_def.ByteSize() / (shared_data() / "graphs" / case.file).stat().st_size, *map(float, seconds),
+        conversion.graph_def.ByteSize() / (shared_data() / "graphs" / case.file).stat().st_size,
+        _speed(graph_def, conversion.graph_def, prepared, decoded[0].feeds), *map(float, seconds),
     )  # fmt: skip
+
+
+def _speed(fp32: Any, int8: Any, prepared: Any, feeds: Any) -> tuple[float, float, float]:
+    """Returns how many times faster INT8 is than FP32 on one example, one thread; the two are timed in turn."""
+    from quantizer_core.speed.measure import Bench, Setting
+
+    with Bench({"FP32": fp32, "INT8": int8}, prepared.inputs, prepared.outputs, [feeds]) as bench:
+        exact, ours = bench.time([Setting(1, 1)], REPEATS, SECONDS)
+    return ours.speedup_over(exact)
 
 
 def _outputs(graph_def: Any, prepared: Any, decoded: Sequence[Any]) -> list[list[np.ndarray]]:
@@ -140,6 +155,7 @@ def cells(result: Result) -> tuple[str, ...]:
         figures.more,
         f"{figures.bar}: {'reached' if figures.passed else 'missed'}",
         f"{result.size:.2f}",
+        "{:.2f} × ({:.2f}–{:.2f})".format(*result.speed),
         f"{result.calibrate_seconds:.1f} + {result.convert_seconds:.1f}",
     )
 

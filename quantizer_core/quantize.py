@@ -15,7 +15,7 @@ from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import DataError
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import lower
-from quantizer_core.lowering.parameters import nominal_parameters
+from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
 from quantizer_core.planning import QuantizationPlan
 from quantizer_core.planning.fine import plan_finely
 from quantizer_core.planning.mixed import first_in_float
@@ -34,11 +34,13 @@ class Conversion:
       graph_def: between the same inputs and outputs as the FP32 graph.
       plan: what became of each candidate node, and why.
       prepared: the FP32 graph that the plan is of; it may write inputs in two parts (``fine_inputs``).
+      parameters: weights and bias of each kernel, by the name of its FP32 node.
     """
 
     graph_def: graph_pb2.GraphDef
     plan: QuantizationPlan
     prepared: PreparedGraph
+    parameters: Mapping[str, LayerParameters]
 
 
 def convert(
@@ -71,7 +73,8 @@ def convert(
     refined = refine(prepared, plan, examples, config, on_kernel) if examples else {}
     known = statistics if config.bias_correction else None
     nominal = nominal_parameters(Graph(prepared.graph_def), plan, known, config.weight_clipping, refined)
-    return Conversion(lower(prepared, plan, {**nominal, **refined}), plan, prepared)
+    parameters = {**nominal, **refined}
+    return Conversion(lower(prepared, plan, parameters), plan, prepared, parameters)
 
 
 def _decode(

@@ -13,8 +13,8 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
-from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
+from quantizer_core.lowering.simulate import gives_codes, round_tensors, set_parameters
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.runtime import batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
@@ -51,20 +51,13 @@ class Simulation:
 
     def _build(self, prepared: PreparedGraph, plan: QuantizationPlan) -> None:
         graph = Graph(prepared.graph_def)
-        emitter = Emitter(graph)
-        filters = {node.name: filter_of(graph, node).shape for node in self.steps}
         self._biases: dict[str, str] = {}  # kernel → the placeholder of its bias
-        self._biased: dict[str, str] = {}  # kernel whose FP32 form has no bias → the tensor with the one added here
+        biased: dict[str, str] = {}
         for node in self.steps:
-            self._biases[node.name] = self._feed_parameters(graph, node, filters[node.name])
-        computed = {node.output: node for node in self.steps}
-        rounded = {node.output for node in plan.nodes if node.op == "AvgPool" and node.quantized}
-        rounded.update(tensor for node in plan.nodes for tensor in node.sources if tensor not in _made(plan))
-        self._value: dict[str, str] = {}  # tensor of the FP32 graph → the tensor here that holds its rounded value
-        for tensor in [*computed, *sorted(rounded)]:
-            if tensor in plan.tensors:
-                self._value[tensor] = self._round(graph, emitter, plan, tensor)
-        made = {**self._biased, **self._value}
+            self._biases[node.name] = self._feed_parameters(graph, node, biased)
+        # Tensor of the FP32 graph → the tensor here that holds its rounded value.
+        self._value = round_tensors(graph, plan, biased)
+        made = {**biased, **{node.output: self._value[node.output] for node in self.steps if gives_codes(node)}}
         self._cuts = {node.name: made.get(node.output, node.output) for node in self.steps}
         self._last_use(graph)
         # What TensorFlow does anew for every step takes time for every node: those behind the kernels are left out.
@@ -76,35 +69,15 @@ class Simulation:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.Session(graph=imported, config=config)
 
-    def _feed_parameters(self, graph: Graph, node: NodePlan, shape: tuple[int, ...]) -> str:
+    def _feed_parameters(self, graph: Graph, node: NodePlan, biased: dict[str, str]) -> str:
         """Makes a node read placeholders for its filter and bias; returns the name of the bias's."""
-        anchor = graph.node(node.name)
+        shape = filter_of(graph, node).shape
         names = []
         for kind, dims in (("filter", shape), ("bias", (shape[2] if node.op.startswith("Depthwise") else shape[-1],))):
-            names.append(
-                graph.add_node(
-                    "Placeholder", f"{node.name}/refined_{kind}", dtype=tf.float32, shape=tf.TensorShape(dims)
-                )
-            )
-        graph.set_input(anchor, 1, names[0])
-        if anchor.op == "MatMul":
-            anchor.attr["transpose_b"].b = False
-        bias = [name for name in node.fused if graph.node(name).op == "BiasAdd"]
-        if bias:
-            graph.set_input(bias[0], 1, names[1])
-        else:
-            added = graph.add_node("BiasAdd", f"{node.name}/refined", [node.name, names[1]], T=tf.float32)
-            graph.redirect(node.name, added)
-            self._biased[node.name] = added
+            name = f"{node.name}/refined_{kind}"
+            names.append(graph.add_node("Placeholder", name, dtype=tf.float32, shape=tf.TensorShape(dims)))
+        set_parameters(graph, node, names[0], names[1], biased)
         return names[1]
-
-    def _round(self, graph: Graph, emitter: Emitter, plan: QuantizationPlan, tensor: str) -> str:
-        """Adds the rounding of a tensor; everything else reads the rounded value."""
-        planned = plan.tensors[tensor]
-        source = self._biased.get(tensor, tensor)
-        value, reader = emitter.round_as(source, f"{tensor.replace(':', '_')}/rounded", planned)
-        graph.redirect(source, value, where=lambda edge: edge.consumer.name != reader)
-        return value
 
     def _last_use(self, graph: Graph) -> None:
         """Finds for each kept tensor the last step that needs it."""
@@ -203,8 +176,3 @@ def mean_over_positions(batches: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean over all axes but the last, float64 [channels]."""
     total = sum(batch.reshape(-1, batch.shape[-1]).sum(0, dtype=np.float64) for batch in batches)
     return np.asarray(total / sum(batch[..., 0].size for batch in batches))
-
-
-def _made(plan: QuantizationPlan) -> set[str]:
-    """Returns the integer tensors that a planned node makes."""
-    return {node.output for node in plan.nodes if node.quantized}

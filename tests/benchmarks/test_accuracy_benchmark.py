@@ -117,6 +117,11 @@ def test_other_tools_are_not_measured_in_folds(shared_data: Path) -> None:
     assert result.exit_code == 2 and "one part of the images" in result.output
 
 
+def test_other_tools_are_not_simulated(shared_data: Path) -> None:
+    result = CliRunner().invoke(accuracy.main, ["--simulate", "vnni", "--peers"])
+    assert result.exit_code == 2 and "on this processor's kernels" in result.output
+
+
 def test_the_table_of_options_has_a_row_a_variant_and_a_column_a_graph() -> None:
     results = [
         Result(name, variant, 400, 0.5, 0.5 + shift, 0.9, 0.0123, 2.0)
@@ -134,7 +139,7 @@ def test_absent_data_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_failing_conversion_gives_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours", 1, 1)
+    row = accuracy.measure_ours("resnet8", '{"no_such_option": 1}', "ours", 1, 1, "")
     assert "unknown option 'no_such_option'" in row.failure and math.isnan(row.int8)
 
 
@@ -143,9 +148,9 @@ def test_a_peer_that_cannot_be_installed_is_left_out(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such package")
 
     monkeypatch.setattr(peers, "install", absent)
-    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool, folds, views: Row(name, tool))
+    monkeypatch.setattr(accuracy, "measure_ours", lambda name, settings, tool, *_: Row(name, tool))
     console = Console(record=True, width=200)
-    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), 1, 1, console))
+    rows = list(accuracy.measure(("resnet8",), {"ours": "{}"}, ("openvino",), 1, 1, "", console))
     assert [row.tool for row in rows] == ["ours"]
     assert "OpenVINO/NNCF is left out, it cannot be installed: no such package" in console.export_text()
 

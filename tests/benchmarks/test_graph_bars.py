@@ -16,7 +16,7 @@ from benchmarks.graph_cases import GRAPH_CASES, Figures, _classes, _faces, _sign
 from benchmarks.graphs import Result
 
 FIGURES = Figures("PSNR", math.nan, 44.3, True, "35 dB", "worst 42")
-RESULT = Result("espcn", FIGURES, (3, 3), (3, 4), {"X: no": 1}, 32, 0.3, 1.5, 9.0)
+RESULT = Result("espcn", FIGURES, (3, 3), (3, 4), {"X: no": 1}, 32, 0.3, (1.2, 1.1, 1.3), 1.5, 9.0)
 
 
 @pytest.mark.parametrize("vnni", [True, False])
@@ -89,7 +89,7 @@ def test_every_example_is_evaluated_by_a_conversion_that_did_not_see_it(monkeypa
 
 def test_the_table_has_a_row_a_graph_and_the_reasons_below() -> None:
     text = graphs.markdown([RESULT], "a machine")
-    assert "| 3 of 3 | 3 of 4 | 32 | PSNR | – | 44.30 | worst 42 | 35 dB: reached | 0.30 | 1.5 + 9.0 |" in text
+    assert "| 3 of 3 | 3 of 4 | 32 | PSNR | – | 44.30 | worst 42 | 35 dB: reached | 0.30 | 1.20 × (1.10–1.30) | 1.5 + 9.0 |" in text
     assert "- ESPCN ×2, super-resolution: 1 × X: no" in text
     assert Result.from_json(json.dumps(dataclasses.asdict(RESULT))).figures.bar == "35 dB"
 
