@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from quantizer_core.graph.files import freeze_saved_model, load_graph, save_graph
     from quantizer_core.graph.summarize import summarize_graph
     from quantizer_core.graph_converter import GraphConverter
+    from quantizer_core.lowering.simulate import simulate
     from quantizer_core.planning.make import make_plan
     from quantizer_core.planning.plan import QuantizationPlan
     from quantizer_core.prepare import prepare
@@ -76,6 +77,7 @@ _HOMES = {
     "quantize": "quantizer_core.quantize",
     "save_calibration": "quantizer_core.calibration.saved",
     "save_graph": "quantizer_core.graph.files",
+    "simulate": "quantizer_core.lowering.simulate",
     "summarize_graph": "quantizer_core.graph.summarize",
 }
 
@@ -108,6 +110,7 @@ __all__ = [
     "quantize",
     "save_calibration",
     "save_graph",
+    "simulate",
     "summarize_graph",
 ]
 

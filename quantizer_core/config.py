@@ -115,6 +115,8 @@ class QuantizationConfig:
       mixed_precision: leave the first layers of a classifier FP32 where rounding there is predicted to make much of the
         loss of accuracy, for a small part of the work (see ``quantizer_core.planning.mixed``); needs the sample of
         ``refine_examples``.
+      only_faster: leave FP32 what INT8 would make slower: kernels between floats with few products a value (see
+        ``quantizer_core.planning.make.ENOUGH_PRODUCTS``).
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.
@@ -139,6 +141,7 @@ class QuantizationConfig:
     equalization: bool = True
     fine_inputs: bool = True
     mixed_precision: bool = True
+    only_faster: bool = True
     bias_correction: bool = True
     rounding: str = "second_order"
     refine_examples: int = 32

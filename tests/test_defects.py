@@ -12,13 +12,22 @@ from tensorflow.core.framework import graph_pb2
 from quantizer_core.calibration.methods import METHODS, select_range
 from quantizer_core.calibration.observer import Observer
 from quantizer_core.calibration.statistics import NUM_BINS
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError
 from quantizer_core.lowering.weights import quantize_weights
 from quantizer_core.planning import QuantizationPlan
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import convert
-from tests.helpers.nets import Net, build, data_for, ops, prepared_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import (
+    Net,
+    build,
+    data_for,
+    everything,
+    ops,
+    prepared_of,
+    relative_error,
+    run_graph,
+    statistics_of,
+)
 
 Define = Callable[[Net, tf.Tensor], "tf.Tensor | list[tf.Tensor]"]
 
@@ -28,7 +37,7 @@ def int8_of(
 ) -> tuple[graph_pb2.GraphDef, QuantizationPlan]:
     """Converts a network with all rewrites, demands that its outputs follow FP32, and returns graph and plan."""
     graph_def, outputs = build(define, shape)
-    config = QuantizationConfig(outputs=outputs, **options)
+    config = everything(outputs=outputs, **options)
     prepared = prepare(graph_def, config)
     data = data_for(prepared)
     conversion = convert(prepared, statistics_of(prepared, data), config)
@@ -73,7 +82,7 @@ def test_excluded_nodes_holds_for_pools():
 def test_an_unknown_excluded_op_is_an_error_that_says_so():
     graph_def, outputs = build(lambda net, x: net.conv(x, 8))
     with pytest.raises(ConfigError, match="knows no op 'Conv2d'"):
-        prepare(graph_def, QuantizationConfig(outputs=outputs, excluded_ops=("Conv2d",)))
+        prepare(graph_def, everything(outputs=outputs, excluded_ops=("Conv2d",)))
 
 
 @pytest.mark.parametrize("add", [tf.add, tf.raw_ops.AddV2, lambda x, y: tf.add_n([x, y])])
@@ -124,7 +133,7 @@ def test_a_tensor_that_may_be_negative_is_signed():
     graph_def, outputs = build(lambda net, x: net.conv(x, 8, bias=False))
     prepared = prepared_of(graph_def, outputs)
     data = np.abs(data_for(prepared))
-    conversion = convert(prepared, statistics_of(prepared, data), QuantizationConfig())
+    conversion = convert(prepared, statistics_of(prepared, data), everything())
     assert conversion.plan.tensors["x"].dtype == "qint8"
     found, exact = (run_graph(graph, prepared, -0.9 * data)[0] for graph in (conversion.graph_def, graph_def))
     assert relative_error(found, exact) < 0.05

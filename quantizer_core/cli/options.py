@@ -211,6 +211,7 @@ def quantization_options(function: _Function) -> _Function:
             type=bool,
             help="Leave the first layers of a classifier FP32 where their rounding costs most. [default: true]",
         ),
+        click.option("--only_faster", type=bool, help="Leave FP32 what INT8 would make slower. [default: true]"),
         click.option("--bias_correction", type=bool, help="Shift biases by the mean rounding error. [default: true]"),
         click.option(
             "--rounding",

@@ -24,6 +24,8 @@ def tell(ctx: click.Context, result: Result, as_json: bool) -> None:
 
 def as_text(result: Result) -> str:
     """Returns the lines to print: size, INT8 nodes, and the comparison with FP32 if there was one."""
+    from quantizer_core.planning.plan import SLOWER
+
     evaluation = result.evaluation
     fp32, int8 = result.sizes
     lines = _table(evaluation, [("size", f"{fp32 / 1e6:.2f} MB", f"{int8 / 1e6:.2f} MB", "")])
@@ -32,6 +34,9 @@ def as_text(result: Result) -> str:
     lines.append(f"calibrated on {reads.read} examples{left_out}")
     by_op = ", ".join(f"{op} {done}/{total}" for op, (done, total) in result.plan.counts().items())
     lines.append(f"{result.plan.quantized} of {result.plan.candidates} nodes in INT8: {by_op}")
+    slow = sum(SLOWER in node.reason for node in result.plan.nodes if not node.quantized)
+    if slow:
+        lines.append(f"{slow} of the others stay FP32 as {SLOWER} (--only_faster false: INT8 all the same)")
     if evaluation is not None:
         lines += verdict(evaluation)
     lines.append(f"wrote {result.request.output_graph}")

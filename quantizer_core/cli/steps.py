@@ -37,6 +37,7 @@ _CONFIG_FIELDS = {
     "equalization": "equalization",
     "fine_inputs": "fine_inputs",
     "mixed_precision": "mixed_precision",
+    "only_faster": "only_faster",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
     "refine_examples": "refine_examples",
@@ -79,6 +80,7 @@ class CalibrationRequest:
     equalization: bool | None = None
     fine_inputs: bool | None = None
     mixed_precision: bool | None = None
+    only_faster: bool | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
     refine_examples: int | None = None

@@ -16,7 +16,7 @@ from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
 from quantizer_core.planning.equalize import equalize
 from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, ordered
-from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
+from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure
 from quantizer_core.runtime import has_vnni
@@ -29,6 +29,10 @@ AVERAGE_SHARE = 0.5
 LOPSIDED = 0.5
 #: x · sigmoid(x) is within 0.003 of zero below minus this.
 GATE_CLOSED = 8.0
+#: Products for each value read or made below which a kernel between floats is slower in INT8, without and with VNNI,
+#: and those that a matrix product needs besides. Measured without (``python -m benchmarks.kernels``); with VNNI kernels
+#: gain about twice as much.
+ENOUGH_PRODUCTS, MATMUL_PRODUCTS = {False: 64, True: 32}, 150_000
 #: Smallest range: a tensor that is always zero still needs a scale.
 SMALLEST_LIMIT = 1e-6
 
@@ -123,7 +127,7 @@ class _Planner:
             structure = Structure(
                 self.graph, self.matcher, self.groups, self.order, self.info, self.bans, self._average_refusal
             )
-            if self._refuse_lone_depthwise(structure):
+            if self.config.only_faster and self._refuse_slow(structure):
                 continue
             bans = len(self.bans)
             tensors = self._tensors(structure)
@@ -155,22 +159,35 @@ class _Planner:
         ]
         self._refuse(dict.fromkeys(unseen, "no calibration example reached it"))
 
-    def _refuse_lone_depthwise(self, structure: Structure) -> bool:
-        """Leaves depthwise convolutions alone that read floats and are read by floats; tells whether there are any.
+    def _refuse_slow(self, structure: Structure) -> bool:
+        """Leaves kernels alone that read floats, are read by floats and have little to do; tells whether there are any.
 
-        Rounding what they read and the way back cost more than their kernel saves: they have few products a value.
+        Rounding what they read and the way back cost more than they save then.
         """
         read = {tensor for step in structure.steps for tensor in (*step.sources, step.summand)}
-        lone = [
-            step.name
-            for step in structure.steps
-            if step.op == "DepthwiseConv2dNative"
-            and not step.summand
-            and step.sources[0] not in structure.producers
-            and step.output not in read
-        ]
-        self._refuse(dict.fromkeys(lone, "it reads floats and floats read it: INT8 would be slower"))
-        return bool(lone)
+        slow = {}
+        for step in structure.steps:
+            lone = step.form in ("convolution", "matmul") and not step.summand and step.output not in read
+            if lone and step.sources[0] not in structure.producers:
+                products, values = self._work(step)
+                enough = ENOUGH_PRODUCTS[has_vnni()] * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
+                if products < enough:
+                    few = f"{products / values:.0f} products a value are few"
+                    slow[step.name] = f"it reads floats, floats read it, and {few}: {SLOWER}"
+        self._refuse(slow)
+        return bool(slow)
+
+    def _work(self, step: Step) -> tuple[int, int]:
+        """Returns the products that make one position of a kernel's result, and the values read and made for it."""
+        anchor = self.graph.node(step.name)
+        shape = self.graph.constant_shape(anchor.input[1]) or ()
+        if step.op == "MatMul":
+            return shape[0] * shape[1], shape[0] + shape[1]
+        _, down, along, _ = anchor.attr["strides"].list.i
+        height, width, inputs, outputs = shape
+        made = inputs * outputs if step.op == "DepthwiseConv2dNative" else outputs
+        products = height * width * (made if step.op == "DepthwiseConv2dNative" else inputs * outputs)
+        return products, made + inputs * down * along
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from quantizer_core.errors import ConfigError
 
 #: Version of the JSON form.
 FORMAT = 1
+#: How the reason of a node ends that has a kernel, and stays FP32 for time.
+SLOWER = "INT8 would be slower"
 
 
 @dataclasses.dataclass(frozen=True)

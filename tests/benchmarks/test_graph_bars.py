@@ -89,7 +89,8 @@ def test_every_example_is_evaluated_by_a_conversion_that_did_not_see_it(monkeypa
 
 def test_the_table_has_a_row_a_graph_and_the_reasons_below() -> None:
     text = graphs.markdown([RESULT], "a machine")
-    assert "| 3 of 3 | 3 of 4 | 32 | PSNR | – | 44.30 | worst 42 | 35 dB: reached | 0.30 | 1.20 × (1.10–1.30) | 1.5 + 9.0 |" in text
+    assert "| 3 of 3 | 3 of 4 | 32 | PSNR | – | 44.30 | worst 42 | 35 dB: reached |" in text
+    assert "| 0.30 | 1.20 × (1.10–1.30) | 1.5 + 9.0 |" in text
     assert "- ESPCN ×2, super-resolution: 1 × X: no" in text
     assert Result.from_json(json.dumps(dataclasses.asdict(RESULT))).figures.bar == "35 dB"
 

@@ -64,6 +64,7 @@ def test_flags_of_2020_mean_the_same(folder: Path, capfd: pytest.CaptureFixture[
     result = convert(
         folder, *callback(folder), "--inputs", "x", "--outputs", "scores", "--per_channel", "False",
         *("--excluded_ops", "MatMul", "--excluded_nodes", "pooled", "--debug", "True", "--plan", folder / "plan.json"),
+        *("--only_faster", "False"),
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     plan = QuantizationPlan.from_json((folder / "plan.json").read_text())

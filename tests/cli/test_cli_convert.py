@@ -137,7 +137,8 @@ def test_a_saved_model_is_taken_with_its_signature_keys(workspace: Workspace) ->
 
 def test_options_go_before_the_config_file(workspace: Workspace) -> None:
     config = workspace.root / "config.json"
-    config.write_text(json.dumps({"excluded_ops": ["Conv2D"], "per_channel": False, "outputs": ["logits"]}))
+    options = {"excluded_ops": ["Conv2D"], "per_channel": False, "outputs": ["logits"], "only_faster": False}
+    config.write_text(json.dumps(options))
     result = workspace.convert("--config", config, "--json")
     assert json.loads(result.stdout)["by_op"] == {"MatMul": [1, 1]} or json.loads(result.stdout)["quantized"] == 1
     result = workspace.convert("--config", config, "--excluded_ops", "MatMul", "--overwrite", "--json")

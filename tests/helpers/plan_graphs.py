@@ -44,6 +44,7 @@ class PlanGraph:
             results.append(self.tail(x))
             names = tuple(dict.fromkeys(result.op.name for result in results))
         config = QuantizationConfig(
+            only_faster=False,
             inputs=("x",), outputs=names, excluded_nodes=tuple(self.excluded), bias_correction=False,
             excluded_ops=("AvgPool",) if self.rng.random() < 0.1 else (),
             calibration_method=str(self.rng.choice(["minmax", "mse"])),

@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import DataError, GraphError
 from quantizer_core.lowering import lower
 from quantizer_core.quantize import convert
-from tests.helpers.nets import build, data_for, int8_of, prepared_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import (
+    build,
+    data_for,
+    everything,
+    int8_of,
+    prepared_of,
+    relative_error,
+    run_graph,
+    statistics_of,
+)
 
 
 def test_bias_correction_takes_the_mean_error_away():
     """Inputs far from zero and coarse weights: the mean of each channel shifts without correction."""
     graph_def, outputs = build(lambda net, x: net.conv(tf.nn.relu(x * 0.2 + 2.0), 16, 1))
-    config = QuantizationConfig(per_channel=False, reduce_range="on")
+    config = everything(per_channel=False, reduce_range="on")
     prepared = prepared_of(graph_def, outputs, config)
     data = data_for(prepared, 16)
     statistics = statistics_of(prepared, data)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering.simulate import simulate
 from tests.helpers import plan_checks
-from tests.helpers.nets import build, int8_of, ops, relative_error, run_graph
+from tests.helpers.nets import build, everything, int8_of, ops, relative_error, run_graph
 
 
 def simulated(conversion, **options):
@@ -39,7 +38,7 @@ def layers(net, x):
 @pytest.mark.parametrize("reduce_range", ["on", "off"])
 def test_weights_alone_may_be_rounded_for_any_processor(reduce_range):
     graph_def, outputs = build(layers)
-    prepared, conversion, data = int8_of(graph_def, outputs, QuantizationConfig(reduce_range=reduce_range))
+    prepared, conversion, data = int8_of(graph_def, outputs, everything(reduce_range=reduce_range))
     weights, both = simulated(conversion, tensors=False), simulated(conversion)
     assert "QuantizeV2" not in ops(weights) and "QuantizeV2" in ops(both)
     exact, one, two = (run_graph(each, prepared, data)[0] for each in (graph_def, weights, both))

@@ -10,7 +10,6 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.calibration.observer import Observer
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.control_flow import frames, pivots, sporadic_nodes
 from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.graph import Graph
@@ -18,7 +17,7 @@ from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import GraphSession, stack_batch
 from quantizer_core.types import PreparedGraph
-from tests.helpers.nets import relative_error
+from tests.helpers.nets import everything, relative_error
 
 RNG = np.random.default_rng(3)
 
@@ -73,7 +72,7 @@ def branched(weights=constant) -> graph_pb2.GraphDef:
 
 
 def converted(graph_def: graph_pb2.GraphDef, examples: list) -> tuple[PreparedGraph, Conversion]:
-    config = QuantizationConfig(outputs=("out",))
+    config = everything(outputs=("out",))
     prepared = prepare(graph_def, config)
     with Observer(prepared, 8) as observer:
         return prepared, convert(prepared, observer.observe(examples), config)
@@ -121,7 +120,7 @@ def test_a_branch_that_no_example_takes_stays_fp32_and_says_so(old_control_flow)
 
 def test_statistics_of_loops_and_branches_do_not_depend_on_order_or_split(old_control_flow):
     # Exact sums: other graphs of this process may change the last bits of a batch of 1 (see observer.py).
-    prepared = prepare(branched(in_sixteenths), QuantizationConfig(outputs=("out",)))
+    prepared = prepare(branched(in_sixteenths), everything(outputs=("out",)))
     values = [RNG.integers(-16, 17, (8, 8, 4)) / 8 + shift for shift in (0.5, -0.5, 0.375)]
     examples = [{"x": value.astype(np.float32)} for value in values]
     with Observer(prepared, 8) as observer:
@@ -152,7 +151,7 @@ def test_the_detector_with_three_networks_in_loops_and_branches(shared_data: Pat
     from PIL import Image
 
     graph_def = load_graph(str(shared_data / "graphs" / "mtcnn.pb"))
-    config = QuantizationConfig(outputs=("box", "prob", "landmarks"))
+    config = everything(outputs=("box", "prob", "landmarks"))
     prepared = prepare(graph_def, config)
     assert all(spec.single or spec.shape == () for spec in prepared.inputs)
     settings = {"min_size": np.float32(40), "thresholds": np.array([0.6, 0.7, 0.7], np.float32)}
@@ -176,7 +175,7 @@ def test_the_detector_with_three_networks_in_loops_and_branches(shared_data: Pat
 
 def test_a_gated_recurrent_network_agrees_with_fp32(shared_data: Path):
     graph_def = load_graph(str(shared_data / "graphs" / "GRU_S.pb"))
-    config = QuantizationConfig()
+    config = everything()
     prepared = prepare(graph_def, config)
     paths = sorted((shared_data / "audio_speech_commands").glob("*/*.wav"))
     examples = [{"wav_data": np.array(path.read_bytes(), object)} for path in paths[::12]]

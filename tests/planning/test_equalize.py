@@ -10,7 +10,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from quantizer_core.calibration.statistics import CalibrationStatistics
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.evaluation.layers import LayerComparer, instrument
 from quantizer_core.graph.graph import Graph
 from quantizer_core.planning import QuantizationPlan
@@ -19,7 +18,7 @@ from quantizer_core.quantize import Conversion, convert
 from quantizer_core.rewrites import apply_rewrites
 from quantizer_core.runtime import has_vnni
 from quantizer_core.types import PreparedGraph
-from tests.helpers.nets import build, data_for, prepared_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import build, data_for, everything, prepared_of, relative_error, run_graph, statistics_of
 
 
 def levels(channels: int) -> np.ndarray:
@@ -71,7 +70,7 @@ def conversions(
     prepared = prepared_of(graph_def, outputs)
     statistics = statistics_of(prepared, data_for(prepared, 16))
     return prepared, statistics, {
-        on: convert(prepared, statistics, QuantizationConfig(equalization=on, **options)) for on in (False, True)
+        on: convert(prepared, statistics, everything(equalization=on, **options)) for on in (False, True)
     }  # fmt: skip
 
 

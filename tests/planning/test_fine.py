@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.evaluation.layers import LayerComparer
 from quantizer_core.planning.fine import plan_finely
 from quantizer_core.preprocessing.decoder import DecodedExample
 from quantizer_core.quantize import convert
-from tests.helpers.nets import build, ops, prepared_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import build, everything, ops, prepared_of, relative_error, run_graph, statistics_of
 
 SHAPE = (None, 12, 10, 1)
 
@@ -70,7 +69,7 @@ def test_two_codes_bring_int8_closer_and_leave_fp32_as_it_is(name, negated):
     exact = run_graph(graph_def, prepared, data)
     errors = {}
     for fine in (False, True):
-        conversion = convert(prepared, statistics, QuantizationConfig(fine_inputs=fine, rounding="nearest"))
+        conversion = convert(prepared, statistics, everything(fine_inputs=fine, rounding="nearest"))
         for found, expected in zip(run_graph(conversion.prepared.graph_def, prepared, data), exact, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
         results = run_graph(conversion.graph_def, prepared, data)
@@ -83,10 +82,10 @@ def test_two_codes_bring_int8_closer_and_leave_fp32_as_it_is(name, negated):
 def test_values_beyond_the_calibrated_range_are_clipped_as_with_one_code():
     graph_def, outputs = build(dense, SHAPE)
     prepared = prepared_of(graph_def, outputs)
-    conversion = convert(prepared, statistics_of(prepared, cepstra(24)), QuantizationConfig())
+    conversion = convert(prepared, statistics_of(prepared, cepstra(24)), everything())
     data = cepstra(4, seed=1)
     data[:, 3, 2] = 1e4
-    plain = convert(prepared, statistics_of(prepared, cepstra(24)), QuantizationConfig(fine_inputs=False))
+    plain = convert(prepared, statistics_of(prepared, cepstra(24)), everything(fine_inputs=False))
     found, expected = (run_graph(each.graph_def, prepared, data)[0] for each in (conversion, plain))
     assert np.isfinite(found).all() and relative_error(found, expected) < 0.5
 
@@ -95,7 +94,7 @@ def test_inputs_that_eight_bits_hold_well_keep_one_code():
     graph_def, outputs = build(lambda net, x: net.conv(net.conv(x, 16, relu="relu"), 8), (None, 12, 12, 3))
     prepared = prepared_of(graph_def, outputs)
     data = np.random.default_rng(0).normal(size=(8, 12, 12, 3)).astype(np.float32)
-    statistics, config = statistics_of(prepared, data), QuantizationConfig()
+    statistics, config = statistics_of(prepared, data), everything()
     same, known, plan = plan_finely(prepared, statistics, config)
     assert same is prepared and known is statistics and not any("/fine" in tensor for tensor in plan.tensors)
     assert "Round" not in ops(convert(prepared, statistics, config).graph_def)
@@ -104,7 +103,7 @@ def test_inputs_that_eight_bits_hold_well_keep_one_code():
 def test_the_layers_of_such_a_graph_can_be_compared():
     graph_def, outputs = build(convolution, SHAPE)
     prepared = prepared_of(graph_def, outputs)
-    conversion = convert(prepared, statistics_of(prepared, cepstra(24)), QuantizationConfig())
+    conversion = convert(prepared, statistics_of(prepared, cepstra(24)), everything())
     with LayerComparer(conversion.prepared, conversion.graph_def, conversion.plan, 4) as comparer:
         comparer.add([DecodedExample({"x": row}, None) for row in cepstra(4, seed=1)])
         report = comparer.report()

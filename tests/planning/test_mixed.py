@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.planning import make_plan, mixed
 from quantizer_core.planning.sensitivity import sensitivity
 from quantizer_core.quantize import convert
-from tests.helpers.nets import Net, build, data_for, prepared_of, run_graph, statistics_of
+from tests.helpers.nets import Net, build, data_for, everything, prepared_of, run_graph, statistics_of
 
-CONFIG = QuantizationConfig(equalization=False)
+CONFIG = everything(equalization=False)
 
 
 def classifier(net: Net, x: tf.Tensor, softmax: bool = True) -> tf.Tensor:

@@ -12,10 +12,20 @@ import tensorflow.compat.v1 as tf
 from quantizer_core.calibration.observer import Observer
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.files import load_graph
+from quantizer_core.planning.make import make_plan
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import convert
 from quantizer_core.runtime import GraphSession, stack_batch
-from tests.helpers.nets import build, int8_of, relative_error, run_graph
+from tests.helpers.nets import (
+    build,
+    data_for,
+    everything,
+    int8_of,
+    prepared_of,
+    relative_error,
+    run_graph,
+    statistics_of,
+)
 
 
 def image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
@@ -26,7 +36,7 @@ def image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
 
 def converted(path: Path, examples: list[dict], fresh: list[dict]) -> tuple[dict, np.ndarray, np.ndarray]:
     """Returns INT8 and candidate counts by op, and what INT8 and FP32 make of fresh examples."""
-    graph_def, config = load_graph(str(path)), QuantizationConfig()
+    graph_def, config = load_graph(str(path)), everything()
     prepared = prepare(graph_def, config)
     with Observer(prepared, 8) as observer:
         conversion = convert(prepared, observer.observe(examples), config)
@@ -84,18 +94,51 @@ def test_a_depthwise_convolution_between_floats_stays_as_it_is():
     """Rounding its input and the way back would cost more than the kernel saves."""
 
     def define(net, x):
-        x = net.conv(x, 16, 1)
+        x = net.conv(net.conv(x, 16, 1, relu="relu"), 16, 1)
         x = net.depthwise(x * tf.sigmoid(x), name="lone")
         y = net.conv(x * tf.sigmoid(x), 8, relu="relu", name="joined")
         return net.depthwise(y, name="kept")
 
     graph_def, outputs = build(define)
-    prepared, conversion, data = int8_of(graph_def, outputs)
-    states = {node.op + str(node.quantized): node.reason for node in conversion.plan.computing()}
-    assert states["DepthwiseConv2dNativeFalse"] == "it reads floats and floats read it: INT8 would be slower"
-    assert conversion.plan.counts() == {"Conv2D": (2, 2), "DepthwiseConv2dNative": (1, 2)}
+    prepared, conversion, data = int8_of(graph_def, outputs, QuantizationConfig())
+    reasons = {node.op: node.reason for node in conversion.plan.computing() if not node.quantized}
+    assert reasons == {
+        "DepthwiseConv2dNative":
+            "it reads floats, floats read it, and 4 products a value are few: INT8 would be slower"
+    }  # fmt: skip
+    assert conversion.plan.counts() == {"Conv2D": (3, 3), "DepthwiseConv2dNative": (1, 2)}
     found, exact = (run_graph(graph, prepared, data)[0] for graph in (conversion.graph_def, graph_def))
     assert relative_error(found, exact) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels", "products", "plain", "vnni"),
+    [
+        pytest.param(lambda net, x: net.conv(x, 16), 8, 48, False, True, id="few"),
+        pytest.param(lambda net, x: net.conv(x, 64, 1), 64, 32, False, True, id="1x1"),
+        pytest.param(lambda net, x: net.conv(x, 64), 64, 288, True, True, id="many"),
+        pytest.param(lambda net, x: net.conv(x, 64, 3, 2), 64, 115, True, True, id="strides read more"),
+        pytest.param(lambda net, x: net.dense(x[:, 0, 0], 256), 256, 128, False, False, id="small matrix"),
+        pytest.param(lambda net, x: net.dense(x[:, 0, 0], 512), 512, 256, True, True, id="large matrix"),
+    ],
+)
+def test_kernels_between_floats_need_enough_to_do(layer, channels, products, plain, vnni, monkeypatch):
+    graph_def, outputs = build(lambda net, x: tf.tanh(layer(net, tf.tanh(x))), (None, 6, 6, channels))
+    for has_vnni, expected in ((False, plain), (True, vnni)):
+        monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda found=has_vnni: found)
+        prepared = prepared_of(graph_def, outputs)
+        statistics = statistics_of(prepared, data_for(prepared))
+        (node,) = make_plan(prepared, statistics, QuantizationConfig()).computing()
+        assert node.quantized == expected
+        assert expected or f"{products} products a value are few: INT8 would be slower" in node.reason
+        (node,) = make_plan(prepared, statistics, everything()).computing()
+        assert node.quantized
+
+
+def test_small_kernels_stay_int8_where_integers_come_or_go():
+    graph_def, outputs = build(lambda net, x: tf.tanh(net.conv(net.conv(x, 4, relu="relu"), 4)))
+    _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
+    assert conversion.plan.counts() == {"Conv2D": (2, 2)}
 
 
 def test_leaky_and_gated_activations_stand_between_int8_kernels():
@@ -142,7 +185,7 @@ def check(
 ) -> None:
     """Demands so many INT8 nodes of each op, no FP32 ones of them, and outputs close to FP32."""
     graph_def, outputs = build(define, shape)
-    prepared, conversion, data = int8_of(graph_def, outputs, QuantizationConfig(**options))
+    prepared, conversion, data = int8_of(graph_def, outputs, everything(**options))
     counts = conversion.plan.counts()
     assert {op: counts[op] for op in expected} == {op: (number, number) for op, number in expected.items()}
     for int8, fp32 in zip(

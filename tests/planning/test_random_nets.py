@@ -6,10 +6,9 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
 from quantizer_core.quantize import convert
-from tests.helpers.nets import Net, build, int8_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import Net, build, everything, int8_of, relative_error, run_graph, statistics_of
 
 LAYERS = ("conv", "conv_relu", "conv_relu6", "strided", "depthwise", "pointwise", "pool", "average", "concat",
           "residual", "projection", "float", "pad", "slice", "transpose", "twice")  # fmt: skip
@@ -91,7 +90,7 @@ def test_the_same_bytes_come_out_every_time():
 
     graph_def, outputs = build(define)
     prepared, first, data = int8_of(graph_def, outputs)
-    again = convert(prepared, statistics_of(prepared, data), QuantizationConfig())
+    again = convert(prepared, statistics_of(prepared, data), everything())
     assert first.graph_def.SerializeToString(deterministic=True) == again.graph_def.SerializeToString(
         deterministic=True
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import tensorflow.compat.v1 as tf
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.planning import QuantizationPlan
-from tests.helpers.nets import build, int8_of, ops, relative_error, run_graph
+from tests.helpers.nets import build, everything, int8_of, ops, relative_error, run_graph
 
 CONVOLUTION, DEPTHWISE = "_FusedQuantizedConv2D", "_FusedQuantizedDepthwiseConv2D"
 MATMUL = "QuantizedMatMulWithBiasAndDequantize"
@@ -212,7 +211,7 @@ def test_a_pointwise_convolution_that_floats_read_is_not_rounded(size_known, per
         logits = net.conv(net.conv(x, 16, relu="relu"), 24, 1, relu="relu6", bias=False)
         return tf.reduce_mean(logits, [1, 2]), tf.sigmoid(net.conv(signed, 4, 1)), net.conv(signed, 4, 1, stride=2)
 
-    config = QuantizationConfig(per_channel=per_channel)
+    config = everything(per_channel=per_channel)
     plan = check(define, {CONVOLUTION: 3, MATMUL: 2, "Conv2D": 0, "Dequantize": 1}, config=config)
     products = [node for node in plan.computing() if node.form == "matmul"]
     assert [node.op for node in products] == ["Conv2D", "Conv2D"]
@@ -230,7 +229,7 @@ def test_dense_layers_over_signed_and_unsigned_tensors(per_channel, transpose):
 
     plan = check(
         define, {MATMUL: 2, CONVOLUTION: 2, "MatMul": 0}, shape=(None, 40), error=0.08,
-        config=QuantizationConfig(per_channel=per_channel),
+        config=everything(per_channel=per_channel),
     )  # fmt: skip
     assert plan.quantized == plan.candidates == 4
 
@@ -241,12 +240,12 @@ def test_excluded_nodes_and_ops_stay_as_they_are():
         x = tf.nn.max_pool2d(net.conv(x, 8, relu="relu", name="second"), 2, 2, "SAME", name="pool")
         return net.conv(x, 8, name="third")
 
-    config = QuantizationConfig(excluded_nodes=["first", "pool"])
+    config = everything(excluded_nodes=["first", "pool"])
     plan = check(define, {"Conv2D": 1, "MaxPool": 1, CONVOLUTION: 2}, config=config)
     assert {n.name: n.reason for n in plan.nodes if not n.quantized} == dict.fromkeys(
         ("first", "pool"), "excluded by the configuration"
     )
-    config = QuantizationConfig(excluded_ops=["MaxPool", "Relu"])
+    config = everything(excluded_ops=["MaxPool", "Relu"])
     check(define, {"MaxPool": 1, "Relu": 2, CONVOLUTION: 3}, config=config)
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import lower
 from quantizer_core.lowering.parameters import nominal_parameters
 from quantizer_core.planning import make_plan
 from quantizer_core.refinement import refine
 from quantizer_core.refinement.simulation import Simulation
-from tests.helpers.nets import build, data_for, prepared_of, relative_error, run_graph, statistics_of
+from tests.helpers.nets import build, data_for, everything, prepared_of, relative_error, run_graph, statistics_of
 
 
 def network(net, x):
@@ -37,7 +36,7 @@ def network(net, x):
 
 
 def setting(count: int = 24, **options):
-    config = QuantizationConfig(**options)
+    config = everything(**options)
     graph_def, outputs = build(network)
     prepared = prepared_of(graph_def, outputs, config)
     data = data_for(prepared, count)
