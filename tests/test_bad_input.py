@@ -69,7 +69,7 @@ class House:
     """
 
     path: Path
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=lambda: {"only_faster": False})
     shell: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -102,9 +102,12 @@ def test_each_algorithm_chooses_its_ranges(folder: Path) -> None:
 
 
 def test_exclusions_and_granularity_reach_the_plan(folder: Path) -> None:
-    plan = converter(folder, excluded_ops=["DepthwiseConv2dNative"], per_channel=True).convert().plan
-    assert {node.op for node in plan.nodes if node.quantized} == {"Conv2D"}
+    last = converter(folder, per_channel=True).convert().plan.nodes[-1].name
+    plan = converter(folder, excluded_nodes=[last], per_channel=True).convert().plan
+    assert [node.op for node in plan.nodes if node.quantized] == ["Conv2D", "DepthwiseConv2dNative"]
     assert all(node.per_channel for node in plan.nodes if node.quantized)
+    plan = converter(folder, excluded_ops=["DepthwiseConv2dNative"]).convert().plan
+    assert "DepthwiseConv2dNative" not in {node.op for node in plan.nodes if node.quantized}
     with pytest.raises(UnknownNodeError, match="excluded_nodes: .* 'convolution'"):
         converter(folder, excluded_nodes=["convolution"]).convert()
     with pytest.raises(ConfigError, match="excluded_ops: .* 'Conv3'"):

@@ -39,7 +39,7 @@ def network(rate: int, depthwise: bool, top: int = 0):
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_a_stacked_convolution_becomes_a_dilated_one_in_int8(rate, depthwise):
     graph_def, outputs = build(network(rate, depthwise))
-    config = QuantizationConfig(outputs=outputs)
+    config = QuantizationConfig(outputs=outputs, only_faster=False)
     prepared = prepare(graph_def, config)
     assert not {"SpaceToBatchND", "BatchToSpaceND"} & set(ops(prepared.graph_def))
     data = data_for(prepared)

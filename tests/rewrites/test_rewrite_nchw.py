@@ -67,7 +67,7 @@ def test_nothing_of_a_network_stays_channels_first(define):
     assert any(report.rule == "nchw_to_nhwc" and report.nodes for report in reports)
     formats = {node.attr["data_format"].s for node in result.node if "data_format" in node.attr}
     assert formats == {b"NHWC"}
-    config = QuantizationConfig(outputs=("out",))
+    config = QuantizationConfig(outputs=("out",), only_faster=False)
     prepared = prepare(graph_def, config)
     data = data_for(prepared)
     np.testing.assert_allclose(
@@ -93,7 +93,7 @@ def test_excluded_nodes_keep_their_names_and_stay_fp32():
         x = tf.placeholder(tf.float32, [None, 4, 8, 8], name="x")
         y = tf.nn.conv2d(x, weights(3, 3, 4, 6), 1, "SAME", data_format="NCHW", name="first")
         tf.nn.conv2d(y, weights(3, 3, 6, 6), 1, "SAME", data_format="NCHW", name="last")
-    config = QuantizationConfig(outputs=("last",), excluded_nodes=("last",))
+    config = QuantizationConfig(outputs=("last",), excluded_nodes=("last",), only_faster=False)
     prepared = prepare(graph.as_graph_def(), config)
     data = data_for(prepared)
     plan = convert(prepared, statistics_of(prepared, data), config).plan

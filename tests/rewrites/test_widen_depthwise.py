@@ -45,7 +45,7 @@ def test_one_channel_times_many_is_a_convolution(padding: str, dilation: int, nc
 
 
 def test_it_runs_in_int8() -> None:
-    config = QuantizationConfig(inputs=("x",), outputs=("out",))
+    config = QuantizationConfig(inputs=("x",), outputs=("out",), only_faster=False)
     prepared = prepare(network(1, 8, "SAME", 1, False), config)
     data = data_for(prepared, 8)
     conversion = convert(prepared, statistics_of(prepared, data), config)
