@@ -19,6 +19,7 @@ from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matche
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure
+from quantizer_core.planning.work import work
 from quantizer_core.runtime import has_vnni
 from quantizer_core.types import ObservedTensor, PreparedGraph, Range
 
@@ -169,25 +170,13 @@ class _Planner:
         for step in structure.steps:
             lone = step.form in ("convolution", "matmul") and not step.summand and step.output not in read
             if lone and step.sources[0] not in structure.producers:
-                products, values = self._work(step)
+                products, values = work(self.graph, self.graph.node(step.name))
                 enough = ENOUGH_PRODUCTS[has_vnni()] * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
                 if products < enough:
                     few = f"{products / values:.0f} products a value are few"
                     slow[step.name] = f"it reads floats, floats read it, and {few}: {SLOWER}"
         self._refuse(slow)
         return bool(slow)
-
-    def _work(self, step: Step) -> tuple[int, int]:
-        """Returns the products that make one position of a kernel's result, and the values read and made for it."""
-        anchor = self.graph.node(step.name)
-        shape = self.graph.constant_shape(anchor.input[1]) or ()
-        if step.op == "MatMul":
-            return shape[0] * shape[1], shape[0] + shape[1]
-        _, down, along, _ = anchor.attr["strides"].list.i
-        height, width, inputs, outputs = shape
-        made = inputs * outputs if step.op == "DepthwiseConv2dNative" else outputs
-        products = height * width * (made if step.op == "DepthwiseConv2dNative" else inputs * outputs)
-        return products, made + inputs * down * along
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 

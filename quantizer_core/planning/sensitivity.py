@@ -20,7 +20,8 @@ from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
-from quantizer_core.planning.plan import NodePlan, QuantizationPlan
+from quantizer_core.planning.plan import QuantizationPlan
+from quantizer_core.planning.work import products_a_value
 from quantizer_core.runtime import batch_size_for, stack_batch
 from quantizer_core.types import PreparedGraph
 
@@ -94,7 +95,8 @@ def sensitivity(
         return None
     sizes = totals[len(rounded) :]
     products = {
-        node.name: float(each) * _products_a_value(graph, node) for node, each in zip(kernels, sizes, strict=True)
+        node.name: float(each) * products_a_value(graph, graph.node(node.name))
+        for node, each in zip(kernels, sizes, strict=True)
     }
     return Sensitivity(costs, products)
 
@@ -145,11 +147,3 @@ def _costs(
 def _exact(tensor: tf.Tensor, limit: float) -> tf.Tensor:
     """Tells of each value whether rounding leaves it as it is: zero has a code, and the end of the range."""
     return tf.logical_or(tf.equal(tensor, 0), tf.greater_equal(tensor, limit))
-
-
-def _products_a_value(graph: Graph, node: NodePlan) -> float:
-    shape = graph.constant_shape(graph.node(node.name).input[1]) or ()
-    anchor = graph.node(node.name)
-    if anchor.op == "MatMul":
-        return float(shape[1 if anchor.attr["transpose_b"].b else 0])
-    return float(np.prod(shape[:2] if anchor.op == "DepthwiseConv2dNative" else shape[:3]))
