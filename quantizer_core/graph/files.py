@@ -107,7 +107,8 @@ def _read(path: str) -> bytes:
             raise GraphError(f"{path!r} is a directory; name the GraphDef file (.pb or .pbtxt) inside it")
         if not tf.io.gfile.exists(path):
             raise GraphError(f"{path!r} does not exist; expected a frozen GraphDef")
-        with tf.io.gfile.GFile(path, "rb") as file:
+        # Of a hundred megabytes TensorFlow's file system makes several copies.
+        with tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb") as file:
             data: bytes = file.read()
         return data
     except (tf.errors.OpError, OSError) as error:
