@@ -105,6 +105,11 @@ def markdown(rows: Sequence[Row], titles: dict[str, str], machine: str) -> str:
     return "\n".join(lines)
 
 
+def times(median: float, least: float, most: float) -> str:
+    """Returns a ratio with its spread as tables show it."""
+    return f"{median:.2f} × ({least:.2f}–{most:.2f})"
+
+
 def write_markdown(path: Path, table: str, kind: str = "accuracy", processor: str | None = None) -> None:
     """Puts a table between its two marks in a Markdown file, one place for each kind of processor.
 

@@ -98,7 +98,7 @@ def markdown(rates: dict[tuple[str, int], dict[str, list[float]]], peaks: dict[i
     for (key, threads), found in rates.items():
         ratios = [seen / plain for plain, seen in zip(found["infer"], found["observe"], strict=True)]
         middles = [f"{statistics.median(found[task]):.1f}" for task in ("infer", "observe")]
-        spread = f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
+        spread = accuracy_table.times(statistics.median(ratios), min(ratios), max(ratios))
         lines.append(f"| {SPEED_CASES[key].title} | {threads} | {' | '.join(middles)} | {spread} |")
         if statistics.median(ratios) < RATE:
             missed.append(f"{SPEED_CASES[key].title}, {threads} threads")

@@ -155,7 +155,7 @@ def cells(result: Result) -> tuple[str, ...]:
         figures.more,
         f"{figures.bar}: {'reached' if figures.passed else 'missed'}",
         f"{result.size:.2f}",
-        "{:.2f} × ({:.2f}–{:.2f})".format(*result.speed),
+        accuracy_table.times(*result.speed),
         f"{result.calibrate_seconds:.1f} + {result.convert_seconds:.1f}",
     )
 

@@ -98,8 +98,8 @@ def markdown(rows: Sequence[tuple[Layer, int, tuple[float, float, float, float]]
         "| layer | channels | products a value | batch | FP32, ms | INT8 over FP32's speed |",
         "|---|" + "---:|" * 5,
     ]
-    for layer, batch, (fp32, median, least, most) in rows:
-        figures = f"{fp32:.2f} | {median:.2f} × ({least:.2f}–{most:.2f})"
+    for layer, batch, (fp32, *ratio) in rows:
+        figures = f"{fp32:.2f} | {accuracy_table.times(*ratio)}"
         lines.append(f"| {layer.title} | {layer.channels} | {layer.products:.0f} | {batch} | {figures} |")
     return "\n".join(lines)
 

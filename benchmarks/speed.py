@@ -173,7 +173,7 @@ def markdown(cases: Sequence[Case], rows: Sequence[Row], machine: str, repeats: 
         cells += [f"{statistics.median(row.times[tool]):.2f}" if tool in row.times else "–" for tool in tools]
         for tool in (FP32, *others):
             known = tool in row.times
-            cells.append("{:.2f} × ({:.2f}–{:.2f})".format(*row.ratio(OURS, tool)) if known else "–")
+            cells.append(accuracy_table.times(*row.ratio(OURS, tool)) if known else "–")
         lines.append("| " + " | ".join(cells) + " |")
     converters = list(dict.fromkeys(tool for case in cases for tool in case.seconds))
     lines += ["", "Seconds of calibration on 32 images and conversion, and the size of our INT8 graph over FP32's:", ""]

@@ -224,7 +224,7 @@ def cells(result: Result) -> tuple[str, ...]:
         close,
         f"{statistics.median(result.fp32):.1f}",
         f"{statistics.median(result.int8):.1f}",
-        f"{result.ratio:.2f} × ({spread[0]:.2f}–{spread[-1]:.2f})",
+        accuracy_table.times(result.ratio, spread[0], spread[-1]),
         f"{result.size:.2f} ×",
         f"{result.seconds:.0f}",
     )

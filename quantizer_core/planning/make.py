@@ -121,7 +121,9 @@ class _Planner:
         self._refuse_unseen()
         self.order = ordered(self.graph, self.groups)
         self.info = tensor_info(prepared.graph_def)
-        self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not has_vnni())
+        vnni = has_vnni()
+        self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
+        self.enough_products = ENOUGH_PRODUCTS[vnni]
 
     def plan(self) -> QuantizationPlan:
         while True:
@@ -171,7 +173,7 @@ class _Planner:
             lone = step.form in ("convolution", "matmul") and not step.summand and step.output not in read
             if lone and step.sources[0] not in structure.producers:
                 products, values = work(self.graph, self.graph.node(step.name))
-                enough = ENOUGH_PRODUCTS[has_vnni()] * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
+                enough = self.enough_products * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
                 if products < enough:
                     few = f"{products / values:.0f} products a value are few"
                     slow[step.name] = f"it reads floats, floats read it, and {few}: {SLOWER}"
