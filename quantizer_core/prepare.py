@@ -53,7 +53,7 @@ def prepare(graph_def: graph_pb2.GraphDef, config: QuantizationConfig) -> Prepar
     rewritten, reports = apply_rewrites(graph_def, inputs, outputs)
     for node in rewritten.node:
         add_default_attrs(node)
-    observed = observed_tensors(Graph(rewritten), tuple(outputs), config)
+    observed = observed_tensors(Graph(rewritten, copy=False), tuple(outputs), config)
     if not observed:
         raise GraphError(
             f"nothing between {', '.join(inputs)} and {', '.join(outputs)} can run in INT8: "

@@ -13,7 +13,6 @@ from quantizer_core.calibration.run import calibrate
 from quantizer_core.calibration.statistics import CalibrationStatistics
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import DataError
-from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import lower
 from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
 from quantizer_core.planning import QuantizationPlan
@@ -72,7 +71,7 @@ def convert(
             prepared, statistics, plan = plan_finely(given, seen, config, kept)
     refined = refine(prepared, plan, examples, config, on_kernel) if examples else {}
     known = statistics if config.bias_correction else None
-    nominal = nominal_parameters(Graph(prepared.graph_def), plan, known, config.weight_clipping, refined)
+    nominal = nominal_parameters(prepared.graph, plan, known, config.weight_clipping, refined)
     parameters = {**nominal, **refined}
     return Conversion(lower(prepared, plan, parameters), plan, prepared, parameters)
 

@@ -317,6 +317,11 @@ def check_machine() -> None:
         raise MachineError("this processor has no AVX2, which oneDNN's INT8 kernels need: use a newer x86-64 machine")
 
 
+def processors() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def has_vnni() -> bool:
     """Returns whether oneDNN will use VNNI here: 8-bit products summed in 32 bits without saturating at 16.
 

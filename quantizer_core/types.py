@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tensorflow.core.framework import graph_pb2
+
+from quantizer_core.graph.graph import Graph
 
 
 class Range(NamedTuple):
@@ -91,3 +94,8 @@ class PreparedGraph:
     outputs: tuple[str, ...]
     observed: tuple[ObservedTensor, ...]
     rewrites: tuple[RewriteReport, ...]
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """``graph_def`` to ask, not to edit."""
+        return Graph(self.graph_def, copy=False)

@@ -27,7 +27,7 @@ from quantizer_core.errors import CommandError, DataError
 from quantizer_core.feeds import example_of, examples_of_batch
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.files import save_graph
-from quantizer_core.graph.graph import Graph, node_of
+from quantizer_core.graph.graph import node_of
 from quantizer_core.reads import ReadCounts
 from quantizer_core.sample import KEPT_RECORDS, SmallestHashes, digest_of
 from quantizer_core.types import PreparedGraph
@@ -121,7 +121,7 @@ class Gathered:
     def __init__(self, prepared: PreparedGraph, on_example: Callable[[int], None] | None = None):
         self.tensors: dict[str, TensorStatistics] = {}
         self._prepared = prepared
-        self._sporadic = sporadic_nodes(Graph(prepared.graph_def))
+        self._sporadic = prepared.graph.remembered(sporadic_nodes)
         self._kept = SmallestHashes(KEPT_RECORDS)
         self._watched = frozenset(observed.name for observed in prepared.observed)
         self._on_example = on_example

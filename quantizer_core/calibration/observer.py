@@ -31,7 +31,7 @@ from quantizer_core.calibration.sporadic import Seen, SporadicTensors
 from quantizer_core.calibration.statistics import NUM_BINS, CalibrationStatistics, TensorStatistics, join_extremes
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
-from quantizer_core.graph.graph import Graph, canonical, node_of
+from quantizer_core.graph.graph import canonical, node_of
 from quantizer_core.runtime import GraphSession, batch_size_for, stack_batch, tensor_of
 from quantizer_core.types import ObservedTensor, PreparedGraph
 
@@ -63,7 +63,7 @@ class Observer:
     def __init__(self, prepared: PreparedGraph, batch_size: int, threads: int | None = None):
         self.inputs = prepared.inputs
         self.observed = tuple(sorted(prepared.observed, key=lambda tensor: tensor.name))
-        sporadic = sporadic_nodes(Graph(prepared.graph_def))
+        sporadic = prepared.graph.remembered(sporadic_nodes)
         self._sporadic = [i for i, tensor in enumerate(self.observed) if node_of(tensor.name) in sporadic]
         self._steady = [i for i in range(len(self.observed)) if i not in set(self._sporadic)]
         steady = [self.observed[i] for i in self._steady]

@@ -16,7 +16,7 @@ from quantizer_core.cli.steps import CalibrationRequest, config_of, examples_of
 from quantizer_core.cli.tables import plain_table
 from quantizer_core.errors import DataError, MachineError
 from quantizer_core.preprocessing.decoder import ExampleDecoder
-from quantizer_core.runtime import check_machine, has_bfloat16
+from quantizer_core.runtime import check_machine, has_bfloat16, processors
 from quantizer_core.speed.feeds import noise, with_shapes
 from quantizer_core.speed.measure import Bench, Setting, Timing, Trace, batches_for
 
@@ -69,8 +69,7 @@ def measure(
             raise DataError(f"--data {data!r} holds no examples")
     if timeline is not None:
         os.makedirs(timeline, exist_ok=True)
-    processors = len(os.sched_getaffinity(0))
-    settings = [Setting(count, batch) for count in threads or sorted({1, processors}) for batch in batches]
+    settings = [Setting(count, batch) for count in threads or sorted({1, processors()}) for batch in batches]
     graphs = {FP32: pair.fp32}
     if bfloat16:
         graphs[BF16] = pair.fp32

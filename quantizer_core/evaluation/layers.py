@@ -177,7 +177,7 @@ class LayerComparer:
     ):
         self.inputs = prepared.inputs
         self._plan = plan
-        sporadic = sporadic_nodes(Graph(prepared.graph_def))
+        sporadic = prepared.graph.remembered(sporadic_nodes)
         instrumented, self._watched, self._unmeasured = instrument(graph_def, plan, sporadic)
         if not self._watched:
             raise GraphError(

@@ -19,12 +19,14 @@ def frames(graph: Graph) -> dict[str, tuple[str, ...]]:
     An Exit is counted in; what it gives lies outside.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for node in graph.topological() or []:
+    if not any(node.op in _ENTER for node in graph):
+        return found
+    for node in graph.remembered(Graph.topological) or []:
         within: tuple[str, ...] = ()
         for tensor in node.input:
-            source = node_of(tensor)
-            outer = found.get(source, ())
-            outer = outer[:-1] if graph.node(source).op in _EXIT else outer
+            outer = found.get(node_of(tensor), ())
+            if outer and graph.node(tensor).op in _EXIT:
+                outer = outer[:-1]
             within = max(within, outer, key=len)
         if node.op in _ENTER:
             within = (*within, node.attr["frame_name"].s.decode())
@@ -36,7 +38,7 @@ def frames(graph: Graph) -> dict[str, tuple[str, ...]]:
 def innermost_frames(graph: Graph) -> dict[str, str]:
     """Returns for each node whose outputs lie inside a while loop the name of the innermost one."""
     found = {}
-    for name, within in frames(graph).items():
+    for name, within in graph.remembered(frames).items():
         outside = within[:-1] if graph.node(name).op in _EXIT else within
         if outside:
             found[name] = outside[-1]
@@ -59,9 +61,9 @@ def sporadic_nodes(graph: Graph) -> frozenset[str]:
 
     They are those inside while loops and those in a branch that depends on a condition, the Switch before it included.
     """
-    inside = innermost_frames(graph)
+    inside = graph.remembered(innermost_frames)
     needs: dict[str, frozenset[tuple[str, int]]] = {}  # node → conditions that must hold for it to run
-    for node in graph.topological() or []:
+    for node in graph.remembered(Graph.topological) or []:
         if node.name in inside or node.op in _EXIT:
             needs[node.name] = frozenset()
             continue

@@ -55,7 +55,7 @@ def load_graph(path: str | os.PathLike[str], binary: bool | None = None) -> grap
     if binary is True and text:
         raise GraphError(f"{path!r} is a text GraphDef, but a binary one was asked for; leave the form to detection")
     for offset, magic, what in _OTHER_FORMATS:
-        if not text and data[offset:].startswith(magic):
+        if not text and data.startswith(magic, offset):
             raise GraphError(f"{path!r} is not a GraphDef but {what}")
     graph_def = _parse_text(path, data) if text or binary is False else _parse_binary(path, data)
     _check_whole(path, graph_def)

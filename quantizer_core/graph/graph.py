@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tensorflow.core.framework.function_pb2 import FunctionDef, FunctionDefLibrary
@@ -19,6 +19,8 @@ __all__ = ["IDENTITY_OPS", "Edge", "Graph", "GraphDef", "NodeDef", "canonical", 
 
 #: Ops that hand their first input on unchanged.
 IDENTITY_OPS = frozenset({"Identity", "StopGradient", "PreventGradient", "Snapshot"})
+
+_Answer = TypeVar("_Answer")
 
 _NEXT_ITERATION_OPS = frozenset({"NextIteration", "RefNextIteration"})
 _MERGE_OPS = frozenset({"Merge", "RefMerge"})
@@ -41,9 +43,16 @@ class Graph:
 
     Never mutate ``node.input`` or ``node.name`` directly: use the methods, which keep the index true. Attributes and
     devices may be mutated.
+
+    Args:
+      graph_def: any graph.
+      copy: False for a graph that is only asked: it shares the GraphDef's nodes, and editing raises ``TypeError``.
+
+    Raises:
+      GraphError: if a name occurs twice, or a node reads one that the graph does not hold.
     """
 
-    def __init__(self, graph_def: GraphDef):
+    def __init__(self, graph_def: GraphDef, copy: bool = True):
         self._rest = GraphDef()
         for field, value in graph_def.ListFields():
             if field.name == "node":
@@ -55,12 +64,16 @@ class Graph:
         self._nodes: dict[str, NodeDef] = {}
         self._uses: dict[str, dict[str, None]] = defaultdict(dict)  # producer name -> consumer names, in order
         self._numbers: dict[str, int] = {}  # base name -> last number that unique_name tried
+        self._answers: dict[Callable[[Graph], Any], Any] = {}  # to questions asked since the last edit
+        self._editable = copy
         for node in graph_def.node:
             if node.name in self._nodes:
                 raise GraphError(f"node name {node.name!r} occurs twice; the GraphDef is damaged")
-            copy = NodeDef()
-            copy.CopyFrom(node)
-            self._nodes[node.name] = copy
+            own = node
+            if copy:
+                own = NodeDef()
+                own.CopyFrom(node)
+            self._nodes[node.name] = own
         for name, node in self._nodes.items():
             for tensor in node.input:
                 producer = node_of(tensor)
@@ -177,6 +190,15 @@ class Graph:
                 stack.extend(node_of(tensor) for tensor in node.input)
         return found
 
+    def remembered(self, question: Callable[[Graph], _Answer]) -> _Answer:
+        """Returns ``question(self)``, which is asked once between two edits; the answer must not be mutated.
+
+        The question may look at nodes, edges and op types, not at attributes that callers change.
+        """
+        if question not in self._answers:
+            self._answers[question] = question(self)
+        return self._answers[question]
+
     def topological(self) -> list[NodeDef] | None:
         """Returns the nodes with producers before consumers; None if the graph has a cycle.
 
@@ -236,6 +258,7 @@ class Graph:
         """
         if node.name in self._nodes:
             raise GraphError(f"node {node.name!r} exists already")
+        self._edit()
         inputs = self._checked(node.input)
         copy = NodeDef()
         copy.CopyFrom(node)
@@ -364,6 +387,7 @@ class Graph:
 
     def replace_node(self, node: NodeDef) -> None:
         """Puts a copy of ``node`` in the place of the node of the same name; consumers are not touched."""
+        self._edit()
         old = self.node(node.name)
         new = NodeDef()
         new.CopyFrom(node)
@@ -406,7 +430,7 @@ class Graph:
         """
         result = GraphDef()
         result.CopyFrom(self._rest)
-        result.node.extend(self.topological() or self._nodes.values())
+        result.node.extend(self.remembered(Graph.topological) or self._nodes.values())
         for node in result.node:
             if "_class" in node.attr:
                 classes = [s for s in node.attr["_class"].list.s if s.decode().removeprefix("loc:@") in self._nodes]
@@ -415,6 +439,12 @@ class Graph:
                 else:
                     del node.attr["_class"]
         return result
+
+    def _edit(self) -> None:
+        """Every edit begins here."""
+        if not self._editable:
+            raise TypeError("this graph shares its nodes with a GraphDef: it cannot be edited")
+        self._answers.clear()
 
     # --- the index ------------------------------------------------------------------------------------------------
 
@@ -431,6 +461,7 @@ class Graph:
         return [*data, *control]
 
     def _put_inputs(self, node: NodeDef, inputs: Sequence[str]) -> None:
+        self._edit()
         for tensor in node.input:
             self._uses[node_of(tensor)].pop(node.name, None)
         del node.input[:]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 
+@functools.lru_cache(1 << 18)  # every rule asks it of every input
 def node_of(tensor: str) -> str:
     """Returns the node part of an input string or tensor name: ``^a``, ``a``, ``a:0`` and ``a:1`` all give ``a``."""
     tensor = tensor[1:] if tensor.startswith("^") else tensor

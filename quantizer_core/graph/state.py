@@ -114,7 +114,8 @@ def _with_functions(graph_def: GraphDef, nodes: Iterable[NodeDef]) -> Iterator[t
     functions = {function.signature.name: function for function in graph_def.library.function}
     called: dict[str, None] = {}
     for node in nodes:
-        called.update(dict.fromkeys(function_names(node)))
+        if functions:
+            called.update(dict.fromkeys(function_names(node)))
         yield node, ""
     done: set[str] = set()
     while queue := [name for name in called if name in functions and name not in done]:

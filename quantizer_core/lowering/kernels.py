@@ -53,7 +53,7 @@ class Emitter:
     def __init__(self, graph: Graph):
         self.graph = graph
         self._ranges: dict[bytes, str] = {}
-        self._frames = dict.fromkeys(graph.names(), "") | innermost_frames(graph)
+        self._frames = dict.fromkeys(graph.names(), "") | graph.remembered(innermost_frames)
         self._pivots = pivots(graph)
 
     def range_const(self, values: float | np.floating | np.ndarray, beside: str = "") -> str:

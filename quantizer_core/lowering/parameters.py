@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering.bias import mean_rounding_error
 from quantizer_core.lowering.weights import QuantizedWeights, quantize_weights
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
+from quantizer_core.runtime import processors
 
 #: Forms of a node plan that have weights.
 WEIGHTED_FORMS = frozenset({"convolution", "matmul", "matmul_as_convolution"})
@@ -68,6 +70,8 @@ def carried_filter(filters: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
     Its second to last axis holds the channels read.
     """
+    if np.all(scales == 1):
+        return np.asarray(filters, np.float32)
     return np.asarray(filters / scales[:, None], np.float32)
 
 
@@ -89,10 +93,8 @@ def nominal_parameters(
       clipping: of the weights' range: see ``quantizer_core.lowering.weights.grid``.
       known: kernels to leave out, whose parameters have been chosen otherwise.
     """
-    result = {}
-    for node in plan.nodes:
-        if node.form not in WEIGHTED_FORMS or node.name in known:
-            continue
+
+    def parameters(node: NodePlan) -> LayerParameters:
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)
         depthwise = node.op == "DepthwiseConv2dNative"
@@ -105,5 +107,8 @@ def nominal_parameters(
         means = found.channel_means() if found is not None else None
         if means is not None:
             bias -= mean_rounding_error(filters, weights, means * scales, depthwise)
-        result[node.name] = LayerParameters(weights, bias.astype(np.float32))
-    return result
+        return LayerParameters(weights, bias.astype(np.float32))
+
+    wanted = [node for node in plan.nodes if node.form in WEIGHTED_FORMS and node.name not in known]
+    with ThreadPoolExecutor(processors()) as threads:  # NumPy works on large arrays without holding Python's lock
+        return dict(zip([node.name for node in wanted], threads.map(parameters, wanted), strict=True))

@@ -72,7 +72,7 @@ def _coarse_inputs(
     prepared: PreparedGraph, statistics: CalibrationStatistics, plan: QuantizationPlan
 ) -> dict[str, tuple[NodePlan, ...]]:
     """Returns the float tensors that are quantised too coarsely for a kernel that reads them, with all that do."""
-    graph = Graph(prepared.graph_def)
+    graph = prepared.graph
     made = {node.output for node in plan.nodes if node.quantized}
     readers_of: dict[str, list[NodePlan]] = defaultdict(list)
     for node in plan.nodes:

@@ -76,7 +76,7 @@ class Matcher:
         self._graph = graph
         self.outputs = frozenset(outputs)
         self.excluded = frozenset(excluded)
-        self.sporadic = sporadic_nodes(graph)
+        self.sporadic = graph.remembered(sporadic_nodes)
 
     def refusal(self, node: NodeDef) -> str:
         """Returns why an anchor cannot run in INT8, or "" if it can."""

@@ -11,7 +11,7 @@ from quantizer_core.calibration.statistics import CalibrationStatistics, TensorS
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import DataError
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
-from quantizer_core.graph.infer import tensor_info
+from quantizer_core.graph.infer import lazy_shapes
 from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
 from quantizer_core.planning.equalize import equalize
@@ -110,7 +110,7 @@ class _Planner:
         config: QuantizationConfig,
         kept: Mapping[str, str],
     ):
-        self.graph = Graph(prepared.graph_def)
+        self.graph = prepared.graph
         self.statistics = statistics
         self.config = config
         self.matcher = Matcher(self.graph, prepared.outputs, excluded_names(self.graph, config))
@@ -120,7 +120,7 @@ class _Planner:
         self._refuse({name: reason for name, reason in kept.items() if name in self.groups})
         self._refuse_unseen()
         self.order = ordered(self.graph, self.groups)
-        self.info = tensor_info(prepared.graph_def)
+        self.shapes = lazy_shapes(lambda: prepared.graph_def, self._operands)
         vnni = has_vnni()
         self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
         self.enough_products = ENOUGH_PRODUCTS[vnni]
@@ -128,7 +128,7 @@ class _Planner:
     def plan(self) -> QuantizationPlan:
         while True:
             structure = Structure(
-                self.graph, self.matcher, self.groups, self.order, self.info, self.bans, self._average_refusal
+                self.graph, self.matcher, self.groups, self.order, self.shapes, self.bans, self._average_refusal
             )
             if self.config.only_faster and self._refuse_slow(structure):
                 continue
@@ -152,6 +152,11 @@ class _Planner:
         for name, reason in reasons.items():
             del self.groups[name]
             self.refused[name] = reason
+
+    def _operands(self) -> list[str]:
+        """Returns both operands of every sum that might be fused into a convolution."""
+        found = [(group.stem, group.residual.summand) for group in self.groups.values() if group.residual is not None]
+        return [tensor for pair in found for tensor in pair]
 
     def _refuse_unseen(self) -> None:
         """Leaves alone what lies in a branch or loop that no example has entered."""

@@ -62,8 +62,8 @@ def sensitivity(
       examples: input name → array without batch dimension; not empty; the first ``EXAMPLES`` are used.
     """
     examples = examples[:EXAMPLES]
-    graph = Graph(prepared.graph_def)
-    if len(prepared.outputs) != 1 or sporadic_nodes(graph):
+    graph = prepared.graph
+    if len(prepared.outputs) != 1 or graph.remembered(sporadic_nodes):
         return None
     kernels = [node for node in plan.nodes if node.form in WEIGHTED_FORMS]
     rounded = _rounded(plan)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
-from quantizer_core.graph.infer import TensorInfo
 from quantizer_core.planning import passive
 from quantizer_core.planning.groups import Group, Matcher, Residual
 
@@ -66,11 +65,11 @@ class Structure:
         matcher: Matcher,
         groups: Mapping[str, Group],
         order: list[NodeDef],
-        info: Mapping[str, TensorInfo],
+        shapes: Callable[[str], tuple[int, ...] | None],
         bans: Bans,
         average_refusal: Callable[[NodeDef], str],
     ):
-        self._graph, self._matcher, self._groups, self._info, self._bans = graph, matcher, groups, info, bans
+        self._graph, self._matcher, self._groups, self._shapes, self._bans = graph, matcher, groups, shapes, bans
         self._average_refusal = average_refusal
         self._summands = {
             (g.residual.add, g.residual.summand)
@@ -168,8 +167,8 @@ class Structure:
         summand = residual.summand
         if summand not in self.producers and summand not in self._entries:
             return "the summand does not come from an INT8 kernel"
-        stem, other = self._info.get(group.stem), self._info.get(summand)
-        if stem is None or other is None or stem.shape is None or stem.shape != other.shape:
+        shape = self._shapes(group.stem)
+        if shape is None or shape != self._shapes(summand):
             return "the shapes of the two operands are not known to be equal"
         return ""
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from quantizer_core.config import QuantizationConfig
-from quantizer_core.graph.graph import Graph, NodeDef
+from quantizer_core.graph.graph import NodeDef
 from quantizer_core.lowering.parameters import LayerParameters, bias_of, carried_filter, even_codes, filter_of
 from quantizer_core.lowering.weights import QuantizedWeights, grid
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
@@ -45,7 +45,7 @@ def refine(
       config: ``rounding`` and ``bias_correction`` say what is chosen on the sample.
       on_kernel: called with the number of kernels done, and of all.
     """
-    graph = Graph(prepared.graph_def)
+    graph = prepared.graph
     simulation = Simulation(prepared, plan, examples)
     if not simulation.steps:
         return {}

@@ -38,7 +38,7 @@ class Simulation:
     """
 
     def __init__(self, prepared: PreparedGraph, plan: QuantizationPlan, examples: Sequence[Mapping[str, np.ndarray]]):
-        sporadic = sporadic_nodes(Graph(prepared.graph_def))  # cannot be fetched
+        sporadic = prepared.graph.remembered(sporadic_nodes)  # cannot be fetched
         self.steps = [node for node in plan.nodes if node.form in WEIGHTED_FORMS and node.name not in sporadic]
         self._inputs = prepared.inputs
         wanted = [node.output for node in self.steps]

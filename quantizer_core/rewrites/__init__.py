@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -74,14 +75,14 @@ def apply_rewrites(
     graph = Graph(graph_def)
     position = {node.name: index for index, node in enumerate(graph_def.node)}
     changed: dict[str, dict[str, None]] = {rule.__name__: {} for rule in RULES}
-    progress = True
-    while progress:  # one rule may uncover work for an earlier one
-        progress = False
-        for rule in RULES:
-            names = rule(graph, fed, read)
-            changed[rule.__name__].update(dict.fromkeys(names))
-            progress |= bool(names)
-            _LOG.debug("%s: %d nodes", rule.__name__, len(names))
+    idle = 0  # rules that found nothing to do since the graph was last changed: one may uncover work for an earlier one
+    for rule in itertools.cycle(RULES):
+        if idle == len(RULES):
+            break
+        names = rule(graph, fed, read)
+        changed[rule.__name__].update(dict.fromkeys(names))
+        idle = 0 if names else idle + 1
+        _LOG.debug("%s: %d nodes", rule.__name__, len(names))
     reports = (
         RewriteReport(rule, tuple(sorted(names, key=lambda name: position.get(name, len(position)))))
         for rule, names in changed.items()

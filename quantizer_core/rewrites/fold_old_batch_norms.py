@@ -8,9 +8,10 @@ import numpy as np
 
 from quantizer_core.graph.attrs import attr_ints, attr_string
 from quantizer_core.graph.graph import Graph, NodeDef, node_of, port_of, set_attr
-from quantizer_core.graph.infer import infer_shapes
+from quantizer_core.graph.infer import lazy_shapes
 from quantizer_core.rewrites.affine import Layout, Step, compose, may_broadcast, read_step
 from quantizer_core.rewrites.linear import (
+    LINEAR_OPS,
     Linear,
     add_bias,
     filter_of,
@@ -34,7 +35,8 @@ def fold_old_batch_norms(graph: Graph, inputs: Sequence[str], outputs: Sequence[
     Returns:
       The names of the batch norms' nodes.
     """
-    shapes = _lazy_shapes(graph)
+    # As they are now, for the tensors that are read; what is folded meanwhile changes no shape.
+    shapes = lazy_shapes(graph.to_graph_def, lambda: [node.input[0] for node in graph if node.op in LINEAR_OPS])
     changed: list[str] = []
     done: set[str] = set()
     for node in graph:
@@ -121,15 +123,3 @@ def _left_over(graph: Graph, last: NodeDef, source: str, values: np.ndarray, lay
     added = NodeDef(op="AddV2", name=graph.unique_name(f"{last.name}/shifted"), input=[source, const])
     set_attr(added, "T", last.attr["T"])
     return graph.add(added)
-
-
-def _lazy_shapes(graph: Graph) -> _Shapes:
-    """Infers the shapes of the graph as it is now, once, when the first is asked for; tensors keep theirs later."""
-    known: dict[str, tuple[int, ...] | None] = {}
-
-    def shape(tensor: str) -> tuple[int, ...] | None:
-        if not known:
-            known.update(infer_shapes(graph.to_graph_def()))
-        return known.get(tensor)
-
-    return shape

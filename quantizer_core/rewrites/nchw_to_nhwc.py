@@ -39,7 +39,7 @@ def nchw_to_nhwc(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) ->
     Returns:
       The names of the nodes that changed.
     """
-    framed = innermost_frames(graph)
+    framed = graph.remembered(innermost_frames)
     found = [node for node in graph if node.name not in framed and _is_channels_first(graph, node)]
     if any(node.op in _ANCHORS for node in found):
         changed = [_convert(graph, node, outputs) for node in found]

@@ -22,11 +22,11 @@ def split_matmul_of_concat(graph: Graph, inputs: Sequence[str], outputs: Sequenc
     Returns:
       The names of the matrix multiplications.
     """
-    framed = innermost_frames(graph)
+    framed = graph.remembered(innermost_frames)
     found = [node for node in graph if node.name in framed and _is_candidate(graph, node)]
     if not found:
         return []
-    shapes = infer_shapes(graph.to_graph_def())
+    shapes = infer_shapes(graph.to_graph_def(), roots=[node.input[0] for node in found])
     changed = []
     for node in found:
         parts = [canonical(tensor) for tensor in graph.data_inputs(graph.producer(node, 0))[:-1]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -308,3 +310,56 @@ def test_wishes_for_the_device_of_a_removed_node_are_dropped() -> None:
     result = graph.to_graph_def()
     assert list(result.node[1].attr["_class"].list.s) == [b"loc:@a"]
     assert "_class" not in result.node[0].attr
+
+
+def test_a_graph_to_ask_shares_its_nodes_and_cannot_be_edited() -> None:
+    graph_def = make(("a", "Op"), ("b", "Op", "a"))
+    before = graph_def.SerializeToString(deterministic=True)
+    graph = Graph(graph_def, copy=False)
+    assert graph.node("b") is graph_def.node[1]
+    assert edges(graph, "a") == [("b", 0, 0)]
+    refused: list[Callable[[], object]] = [
+        lambda: graph.add(NodeDef(name="c", op="Op")),
+        lambda: graph.replace_node(NodeDef(name="b", op="Other")),
+        lambda: graph.set_inputs("b", []),
+        lambda: graph.redirect("a", "a:1"),
+        lambda: graph.remove("b"),
+        lambda: graph.prune(["a"]),
+    ]
+    for edit in refused:
+        with pytest.raises(TypeError, match="cannot be edited"):
+            edit()
+    assert graph_def.SerializeToString(deterministic=True) == before
+    assert Graph(graph_def, copy=True).node("b") is not graph_def.node[1]
+
+
+@given(graphs(), st.data())
+def test_answers_are_remembered_until_the_next_edit(graph_def: GraphDef, data: st.DataObject) -> None:
+    graph = Graph(graph_def)
+    asked = []
+
+    def names(of: Graph) -> list[tuple[str, str, tuple[str, ...]]]:
+        asked.append(None)
+        return [(node.name, node.op, tuple(node.input)) for node in of]
+
+    for _ in range(4):
+        edit = data.draw(st.sampled_from(["add", "set", "replace", "redirect", "remove", "prune"]))
+        graph.remembered(names)
+        name = data.draw(st.sampled_from(graph.names()))
+        unread = [node.name for node in graph if not graph.consumers(node.name)]
+        if edit == "add":
+            graph.add_node("Op", "new", [name])
+        elif edit == "set":
+            graph.set_inputs(name, graph.node(name).input[1:])
+        elif edit == "replace":
+            graph.replace_node(NodeDef(name=name, op="Other"))
+        elif edit == "redirect":
+            graph.redirect(name, data.draw(st.sampled_from(graph.names())))
+        elif edit == "remove" and len(unread) < len(graph):
+            graph.remove(unread[0])
+        elif edit == "prune":
+            graph.prune([name])
+        known = graph.remembered(names)
+        times = len(asked)
+        assert graph.remembered(names) == known == names(graph)
+        assert len(asked) == times + 1, "asked anew without an edit"

@@ -186,7 +186,12 @@ def converted(seed: int) -> tuple[PreparedGraph, Conversion, QuantizationConfig,
     graph_def, _, config = PlanGraph(seed).make()
     prepared = prepare(graph_def, config)
     data = data_for(prepared, 3, seed)
-    return prepared, convert(prepared, statistics_of(prepared, data), config), config, data
+    before = prepared.graph_def.SerializeToString(deterministic=True)
+    conversion = convert(prepared, statistics_of(prepared, data), config)
+    # To ask a node for an attribute that it lacks would add an empty one.
+    assert prepared.graph_def.SerializeToString(deterministic=True) == before, "the prepared graph was changed"
+    assert all(value.WhichOneof("value") for node in prepared.graph_def.node for value in node.attr.values())
+    return prepared, conversion, config, data
 
 
 def check_seed(seed: int) -> Counter[str]:
