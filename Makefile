@@ -17,6 +17,9 @@ MLSERVER := .cache/mlserver
 MLSERVER_PY := $(MLSERVER)/bin/python
 GO := $(or $(shell command -v go),/usr/local/go/bin/go)
 
+# What is imported most: where PYTHONDONTWRITEBYTECODE is set it is compiled at setup, or each process would do so anew.
+COMPILED := tfx.v1, tensorflow, apache_beam, sklearn.metrics, matplotlib.pyplot, quantizer_core.cli.main
+
 # Patience with slow registries.
 export UV_HTTP_TIMEOUT ?= 300
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -69,6 +72,8 @@ $(READY): requirements.lock setup.py pyproject.toml | $(UV)
 	@echo "Installing requirements.lock into $(VENV)"
 	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@test -z "$${PYTHONDONTWRITEBYTECODE:-}" || \
+		PYTHONDONTWRITEBYTECODE= TF_CPP_MIN_LOG_LEVEL=3 $(PY) -W ignore -c "import $(COMPILED)"
 	@touch $@
 
 prism: $(PRISM)  ## Build Prism, Beam's portable runner (needs Go), for the tests and benchmarks that run on it.
