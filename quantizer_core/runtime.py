@@ -35,18 +35,46 @@ _ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+:\s*)?")
 _PROBE_BATCH = 509
 
 
+def _fuse_only(options: rewriter_config_pb2.RewriterConfig) -> None:
+    """Turns off every pass of the graph optimiser but remapping, which fuses kernels."""
+    options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    for name in (
+        "layout_optimizer", "constant_folding", "shape_optimization", "arithmetic_optimization",
+        "dependency_optimization", "loop_optimization", "function_optimization", "common_subgraph_elimination",
+        "scoped_allocator_optimization", "implementation_selector", "auto_mixed_precision",
+    ):  # fmt: skip
+        setattr(options, name, rewriter_config_pb2.RewriterConfig.OFF)
+
+
+def imported(graph_def: graph_pb2.GraphDef) -> tf.Graph:
+    """Returns a tf.Graph of its own with the nodes of a GraphDef.
+
+    Raises:
+      GraphError: if TensorFlow refuses the graph.
+    """
+    graph = tf.Graph()
+    with graph.as_default():
+        try:
+            tf.graph_util.import_graph_def(graph_def, name="")
+        except (ValueError, tf.errors.OpError) as error:
+            raise GraphError(f"TensorFlow cannot load the graph: {error}") from None
+    return graph
+
+
 class GraphSession:
     """A frozen graph ready to run: one TensorFlow session on a tf.Graph of its own.
 
     Use it as a context manager or call ``close``. It may be shared by threads (TensorFlow sessions may).
 
     Args:
-      graph_def: the frozen graph; not changed.
+      graph_def: the frozen graph, not changed; or one in TensorFlow's hands already, which spares importing it.
       inputs: the nodes that ``run`` feeds.
       fetches: tensor names that ``run`` returns, with or without ``:0``.
       threads: size of the thread pools, None for TensorFlow's choice. The pool inside operations belongs to the
         process: the first session made in it decides.
-      optimize: whether TensorFlow's graph optimiser (constant folding, fusing) may work on the graph.
+      optimize: what TensorFlow's graph optimiser does to the graph at the first run: True, all; None, no more than
+        fusing kernels with what follows them, which takes a fraction of the time; False, nothing.
       targets: names of nodes that ``run`` runs besides, without a result.
       bfloat16: whether the optimiser may turn float32 into bfloat16 (TensorFlow's automatic mixed precision).
 
@@ -57,23 +85,18 @@ class GraphSession:
 
     def __init__(
         self,
-        graph_def: graph_pb2.GraphDef,
+        graph_def: graph_pb2.GraphDef | tf.Graph,
         inputs: Sequence[TensorSpec],
         fetches: Sequence[str],
         *,
         threads: int | None = None,
-        optimize: bool = True,
+        optimize: bool | None = True,
         targets: Sequence[str] = (),
         bfloat16: bool = False,
     ):
         self.inputs = tuple(inputs)
         self.fetches = tuple(canonical(name) for name in fetches)
-        graph = tf.Graph()
-        with graph.as_default():
-            try:
-                tf.graph_util.import_graph_def(graph_def, name="")
-            except (ValueError, tf.errors.OpError) as error:
-                raise GraphError(f"TensorFlow cannot load the graph: {error}") from None
+        graph = graph_def if isinstance(graph_def, tf.Graph) else imported(graph_def)
         self._feeds = {spec.name: tensor_of(graph, spec.name) for spec in self.inputs}
         self._fetches = [tensor_of(graph, name) for name in self.fetches]
         self._targets = [graph.get_operation_by_name(name) for name in targets]
@@ -87,7 +110,9 @@ class GraphSession:
             config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
                 rewriter_config_pb2.RewriterConfig.ON
             )
-        if not optimize:
+        if optimize is None:
+            _fuse_only(config.graph_options.rewrite_options)
+        elif not optimize:
             config.graph_options.optimizer_options.opt_level = tf.OptimizerOptions.L0
             config.graph_options.rewrite_options.disable_meta_optimizer = True
             config.graph_options.rewrite_options.min_graph_nodes = -1

@@ -32,7 +32,7 @@ from quantizer_core.calibration.statistics import NUM_BINS, CalibrationStatistic
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import canonical, node_of
-from quantizer_core.runtime import GraphSession, batch_size_for, stack_batch, tensor_of
+from quantizer_core.runtime import GraphSession, batch_size_for, imported, stack_batch, tensor_of
 from quantizer_core.types import ObservedTensor, PreparedGraph
 
 #: A tensor with more values in one example gives an even sample of its positions to the histogram, not all.
@@ -73,10 +73,12 @@ class Observer:
             else batch_size_for(prepared.graph_def, prepared.inputs, [tensor.name for tensor in steady], batch_size)
         )
         watched = [(i, self.observed[i]) for i in self._sporadic]
-        graph_def, fetches, self._calls = _instrument(prepared.graph_def, steady, self.batch_size == 1, watched)
+        graph, fetches, self._calls = _instrument(prepared.graph_def, steady, self.batch_size == 1, watched)
+        # All else that TensorFlow's optimiser does takes seconds at the first step and saves none later.
         self._session = GraphSession(
-            graph_def, prepared.inputs, fetches, threads=threads, targets=self._calls.targets if self._calls else ()
-        )
+            graph, prepared.inputs, fetches, threads=threads, optimize=None,
+            targets=self._calls.targets if self._calls else (),
+        )  # fmt: skip
         self._reset()
 
     def observe(self, examples: Sequence[Mapping[str, np.ndarray]]) -> CalibrationStatistics:
@@ -267,7 +269,7 @@ def _instrument(
     observed: Sequence[ObservedTensor],
     single: bool,
     sporadic: Sequence[tuple[int, ObservedTensor]],
-) -> tuple[graph_pb2.GraphDef, tuple[str, ...], SporadicTensors | None]:
+) -> tuple[tf.Graph, tuple[str, ...], SporadicTensors | None]:
     """Adds nodes that reduce every watched tensor, example by example; returns the graph and what to fetch.
 
     Sporadic tensors call back instead.
@@ -276,18 +278,15 @@ def _instrument(
     batch, all channels], number of sampled values [tensors], number of channels [tensors with means], sampled values
     [batch, all].
     """
-    with tf.Graph().as_default() as graph:
-        try:
-            tf.graph_util.import_graph_def(graph_def, name="")
-        except (ValueError, tf.errors.OpError) as error:
-            raise GraphError(f"TensorFlow cannot load the graph: {error}") from None
+    graph = imported(graph_def)
+    with graph.as_default():
         columns = Columns()
         with tf.name_scope(_SCOPE):
             for tensor in observed:
                 watch(graph, tensor, single, columns)
             calls = SporadicTensors(graph, sporadic) if sporadic else None
             if not observed:
-                return graph.as_graph_def(), (), calls
+                return graph, (), calls
             batch = tf.shape(columns.minima[0])
             none = tf.zeros([batch[0], 0])
             fetches = (
@@ -297,7 +296,7 @@ def _instrument(
                 tf.stack([_width(found[0]) for found in columns.channels] or [0])[: len(columns.channels)],
                 tf.concat(columns.samples, 1),
             )
-        return graph.as_graph_def(), tuple(fetch.name for fetch in fetches), calls
+        return graph, tuple(fetch.name for fetch in fetches), calls
 
 
 def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Columns) -> None:

@@ -25,7 +25,7 @@ from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import DEPTHWISE_POSITIONS, POSITIONS, Covariance, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 from quantizer_core.refinement.simulation import Simulation
-from quantizer_core.runtime import GraphSession
+from quantizer_core.runtime import GraphSession, imported
 from quantizer_core.types import PreparedGraph
 
 
@@ -117,18 +117,17 @@ def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np
     """Returns for each kernel the mean in each output channel of what its Relu reads in the FP32 graph."""
     steps = simulation.steps
     before = {node.name: _before_relu(prepared, node) for node in steps}
-    with tf.Graph().as_default() as graph:
-        tf.import_graph_def(prepared.graph_def, name="")
+    graph = imported(prepared.graph_def)
+    with graph.as_default():
         sums = []
         for node in steps:
             tensor = graph.get_tensor_by_name(f"{before[node.name]}:0")
             channels = tf.shape(tensor)[-1]
             sums.append(tf.reduce_sum(tf.reshape(tensor, [-1, channels]), 0).name)
             sums.append((tf.size(tensor) // channels).name)
-        graph_def = graph.as_graph_def()
     totals: list[np.ndarray] = []
     # Of few steps the optimiser would take longer than all of them: the graph has been rewritten already.
-    with GraphSession(graph_def, prepared.inputs, sums, optimize=False) as session:
+    with GraphSession(graph, prepared.inputs, sums, optimize=False) as session:
         for feeds in simulation.feeds:
             found = [np.asarray(value, np.float64) for value in session.run(feeds)]
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found

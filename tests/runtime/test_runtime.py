@@ -22,8 +22,8 @@ def doubled() -> tf.GraphDef:
     return graph.as_graph_def()
 
 
-@pytest.mark.parametrize("optimize", [True, False])
-def test_fetches_come_in_order_with_and_without_port(optimize: bool) -> None:
+@pytest.mark.parametrize("optimize", [True, None, False])
+def test_fetches_come_in_order_with_and_without_port(optimize: bool | None) -> None:
     value = np.array([[1, 2, 3]], np.float32)
     with runtime.GraphSession(doubled(), [X], ["parts:1", "twice:0", "twice"], optimize=optimize) as session:
         part, one, two = session.run({"x": value, "unused": value})
