@@ -77,7 +77,9 @@ def convert_ours(key: str, folder: Path) -> float:
     from quantizer_core.data import tensor_example
 
     facts = json.loads((folder / CASE_FILE).read_text(encoding="utf-8"))
-    examples = [tensor_example({facts["input"]: image}) for image in np.load(folder / CALIBRATION_FILE)]
+    examples = [
+        tensor_example({facts["input"]: image}, with_shapes=True) for image in np.load(folder / CALIBRATION_FILE)
+    ]
     # Of random weights nothing can be said about which layers cost classes.
     config = qc.QuantizationConfig(
         inputs=(facts["input"],), outputs=tuple(facts["outputs"]), mixed_precision=SPEED_CASES[key].trained,
