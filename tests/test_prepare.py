@@ -42,6 +42,24 @@ def test_calibrating_and_converting_leave_the_prepared_graph_as_it_was():
     assert graph_def.SerializeToString(deterministic=True) == bare
 
 
+def test_concatenations_are_watched_where_a_kernel_may_read_their_codes():
+    def joined(net, x):
+        one, two = net.conv(x, 8, relu="relu", name="one"), net.conv(x, 8, relu="relu", name="two")
+        moved = tf.transpose(tf.concat([one, two], 3, name="wanted"), [0, 2, 1, 3])
+        result = net.conv(moved, 8, name="last")
+        corners = tf.concat([result, result + 1], 3, name="floats")  # boxes, say, that float ops alone read
+        return tf.exp(corners)
+
+    graph_def, outputs = build(joined)
+    prepared = prepare(graph_def, QuantizationConfig())
+    wanted, floats = (set(prepared.graph.node(name).input[:2]) for name in ("wanted", "floats"))
+    watched = {tensor.name for tensor in prepared.observed}
+    assert wanted <= watched and len(floats - watched) == 1 and outputs[0] not in watched
+    excluded = prepare(graph_def, QuantizationConfig(excluded_nodes=["one", "wanted"]))
+    watched = {tensor.name for tensor in excluded.observed}
+    assert len(wanted - watched) == 1  # the result of "two", as a kernel's own, is watched all the same
+
+
 def test_unknown_names_are_errors_that_name_the_nearest():
     graph_def, _ = build(net)
     for option, value in (("inputs", "X1"), ("outputs", "BiasAdd_7"), ("excluded_nodes", "fist")):

@@ -67,13 +67,15 @@ class Observer:
         self._sporadic = [i for i, tensor in enumerate(self.observed) if node_of(tensor.name) in sporadic]
         self._steady = [i for i in range(len(self.observed)) if i not in set(self._sporadic)]
         steady = [self.observed[i] for i in self._steady]
+        names = [tensor.name for tensor in self.observed]
+        part = prepared.graph.part([*names, *(spec.name for spec in self.inputs)])
         self.batch_size = (
             1
             if self._sporadic  # what comes from inside a loop tells nothing of its example
-            else batch_size_for(prepared.graph_def, prepared.inputs, [tensor.name for tensor in steady], batch_size)
+            else batch_size_for(part, prepared.inputs, names, batch_size)
         )
         watched = [(i, self.observed[i]) for i in self._sporadic]
-        graph, fetches, self._calls = _instrument(prepared.graph_def, steady, self.batch_size == 1, watched)
+        graph, fetches, self._calls = _instrument(part, steady, self.batch_size == 1, watched)
         # All else that TensorFlow's optimiser does takes seconds at the first step and saves none later.
         self._session = GraphSession(
             graph, prepared.inputs, fetches, threads=threads, optimize=None,

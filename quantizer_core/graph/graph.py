@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -428,12 +428,26 @@ class Graph:
         Wishes to lie on the device of a node that is gone (``_class``) are dropped: TensorFlow refuses them. The same
         edits of the same graph give the same GraphDef.
         """
+        order = self.remembered(Graph.topological)
+        return self._graph_def(order or list(self._nodes.values()))
+
+    def part(self, tensors: Iterable[str]) -> GraphDef:
+        """Returns a new GraphDef of the nodes alone that some tensors need, in the graph's order.
+
+        Raises:
+          UnknownNodeError: if the graph does not hold one of them.
+        """
+        needed = self.ancestors(tensors)
+        return self._graph_def([node for name, node in self._nodes.items() if name in needed])
+
+    def _graph_def(self, nodes: Collection[NodeDef]) -> GraphDef:
         result = GraphDef()
         result.CopyFrom(self._rest)
-        result.node.extend(self.remembered(Graph.topological) or self._nodes.values())
+        result.node.extend(nodes)
+        names = {node.name for node in nodes}
         for node in result.node:
             if "_class" in node.attr:
-                classes = [s for s in node.attr["_class"].list.s if s.decode().removeprefix("loc:@") in self._nodes]
+                classes = [s for s in node.attr["_class"].list.s if s.decode().removeprefix("loc:@") in names]
                 if classes:
                     node.attr["_class"].list.s[:] = classes
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -65,8 +65,8 @@ def tensor_info(
     with graph.as_default():
         try:
             if feeds:
-                # A first import tells the dtypes of what is fed; then each feed becomes a placeholder of its own.
-                dtypes = {name: info.dtype for name, info in tensor_info(graph_def).items() if name in feeds}
+                # Each feed becomes a placeholder of its own.
+                dtypes = _dtypes(graph_def, feeds)
                 stand_ins = {
                     f"{name}:0": tf.compat.v1.placeholder(dtypes[name], _static(shape), name=f"feed_{number}")
                     for number, (name, shape) in enumerate(feeds.items())
@@ -88,6 +88,14 @@ def tensor_info(
                 info = TensorInfo(info.dtype, shape_tuple(_static(feeds[name])))
             found[name if port == 0 else f"{name}:{port}"] = info
     return found
+
+
+def _dtypes(graph_def: graph_pb2.GraphDef, names: Collection[str]) -> dict[str, str]:
+    """Returns the dtypes of the first outputs of some nodes; of other than placeholders, an import tells them."""
+    fed = [node for node in graph_def.node if node.name in names]
+    if all(node.op == "Placeholder" for node in fed):
+        return {node.name: tf.as_dtype(node.attr["dtype"].type).base_dtype.name for node in fed}
+    return {name: info.dtype for name, info in tensor_info(graph_def).items() if name in names}
 
 
 def infer_shapes(

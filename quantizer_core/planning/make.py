@@ -61,7 +61,9 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
             watch(group.output, -1 if _floats_read(graph, group.output) else None)
             if group.residual is not None:
                 watch(group.residual.relu)
-        elif node.op in passive.CONCAT_OPS and node.attr["T"].type == 1:
+        elif node.name in matcher.excluded:
+            continue
+        elif node.op in passive.CONCAT_OPS and node.attr["T"].type == 1 and _codes_wanted(graph, node):
             for tensor in passive.sources(graph, node):
                 watch(tensor)
         elif node.op == "AvgPool":
@@ -69,6 +71,20 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
             watch(node.name)
     signs = Signs(graph)
     return tuple(ObservedTensor(name, watched[name], signs.nonnegative(name)) for name in sorted(watched))
+
+
+def _codes_wanted(graph: Graph, node: NodeDef) -> bool:
+    """Tells whether an op that reads integers may stand behind a node, after ops that only hand values on."""
+    seen = {node.name}
+    stack = [node]
+    while stack:
+        for edge in graph.consumers(stack.pop().name):
+            if edge.consumer.op in ANCHOR_OPS | ADD_OPS | passive.POOL_OPS:
+                return True
+            if edge.consumer.op in passive.PASSIVE_OPS and edge.consumer.name not in seen:
+                seen.add(edge.consumer.name)
+                stack.append(edge.consumer)
+    return False
 
 
 def _floats_read(graph: Graph, tensor: str) -> bool:

@@ -117,7 +117,8 @@ def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np
     """Returns for each kernel the mean in each output channel of what its Relu reads in the FP32 graph."""
     steps = simulation.steps
     before = {node.name: _before_relu(prepared, node) for node in steps}
-    graph = imported(prepared.graph_def)
+    inputs = [spec.name for spec in prepared.inputs]
+    graph = imported(prepared.graph.part([*before.values(), *inputs]))
     with graph.as_default():
         sums = []
         for node in steps:

@@ -363,3 +363,17 @@ def test_answers_are_remembered_until_the_next_edit(graph_def: GraphDef, data: s
         times = len(asked)
         assert graph.remembered(names) == known == names(graph)
         assert len(asked) == times + 1, "asked anew without an edit"
+
+
+def test_a_part_holds_what_its_tensors_need_and_no_wish_for_what_is_left_out() -> None:
+    graph_def = make(("a", "Op"), ("c", "Op", "^a"), ("b", "Op", "a:1"), ("d", "Op", "b", "^c"))
+    graph_def.versions.producer = 7
+    graph_def.node[2].attr["_class"].list.s.extend([b"loc:@a", b"loc:@d"])
+    graph_def.node[1].attr["_class"].list.s.append(b"loc:@d")
+    graph = Graph(graph_def, copy=False)
+    part = graph.part(["b:0", "c"])
+    assert [node.name for node in part.node] == ["a", "c", "b"] and part.versions.producer == 7
+    assert list(part.node[2].attr["_class"].list.s) == [b"loc:@a"] and "_class" not in part.node[1].attr
+    assert len(graph_def.node) == 4 and len(graph_def.node[2].attr["_class"].list.s) == 2
+    with pytest.raises(UnknownNodeError, match="'e'"):
+        graph.part(["e"])
