@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import tensorflow.compat.v1 as tf
 
+from quantizer_core.calibration.run import calibrate
 from quantizer_core.config import QuantizationConfig
+from quantizer_core.data import tensor_example
 from quantizer_core.errors import ConfigError, GraphError, UnknownNodeError
 from quantizer_core.prepare import load_prepared, prepare, save_prepared
 from quantizer_core.quantize import convert
-from tests.helpers.nets import build, data_for, statistics_of
+from tests.helpers.nets import build, data_for, everything
 
 
 def net(net, x):
@@ -28,17 +30,26 @@ def test_round_trip(tmp_path):
 
 
 def test_calibrating_and_converting_leave_the_prepared_graph_as_it_was():
-    graph_def, _ = build(net)
+    def define(made, x):
+        y = made.depthwise(net(made, x), relu="relu6")
+        y = made.dense(tf.reshape(tf.nn.avg_pool2d(y, 2, 2, "VALID"), [-1, 3 * 3 * 8]), 4, relu="relu")
+        return made.dense(y, 4, transpose=True)
+
+    graph_def, _ = build(define)
     for node in graph_def.node:  # as frozen graphs come: without attributes that have their defaults
         for name in ("dilations", "explicit_paddings", "data_format", "use_cudnn_on_gpu"):
             node.attr.pop(name, None)
     bare = graph_def.SerializeToString(deterministic=True)
-    prepared = prepare(graph_def, QuantizationConfig())
+    config = everything()
+    prepared = prepare(graph_def, config)
     before = prepared.graph_def.SerializeToString(deterministic=True)
-    first = convert(prepared, statistics_of(prepared, data_for(prepared)), QuantizationConfig())
-    assert prepared.graph_def.SerializeToString(deterministic=True) == before
-    again = convert(prepared, statistics_of(prepared, data_for(prepared)), QuantizationConfig())
-    assert again.graph_def == first.graph_def
+    run = calibrate(prepared, [tensor_example({"x": image}) for image in data_for(prepared, 8)], config)
+    for sample in (run.sample, ()):
+        first = convert(prepared, run.statistics, config, sample)
+        assert first.plan.quantized == first.plan.candidates == 7
+        assert prepared.graph_def.SerializeToString(deterministic=True) == before
+        again = convert(prepared, run.statistics, config, sample)
+        assert again.graph_def == first.graph_def
     assert graph_def.SerializeToString(deterministic=True) == bare
 
 

@@ -7,7 +7,7 @@ tensor values -m…m in codes -127…127. The kernels take their ranges as tenso
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +48,17 @@ class Emitter:
     """Adds INT8 nodes to a ``Graph``; equal range constants are shared.
 
     What is added for a tensor inside a while loop lies in that loop: its constants wait for a node of the loop.
+
+    Args:
+      graph: is added to.
+      frames: what ``innermost_frames`` says of it, if that is known.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, frames: Mapping[str, str] | None = None):
         self.graph = graph
         self._ranges: dict[bytes, str] = {}
-        self._frames = dict.fromkeys(graph.names(), "") | graph.remembered(innermost_frames)
+        found = graph.remembered(innermost_frames) if frames is None else frames
+        self._frames = {**dict.fromkeys(graph.names(), ""), **found}
         self._pivots = pivots(graph)
 
     def range_const(self, values: float | np.floating | np.ndarray, beside: str = "") -> str:

@@ -10,9 +10,11 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.errors import GraphError
+from quantizer_core.graph.control_flow import innermost_frames
 from quantizer_core.graph.graph import Graph, NodeDef, set_attr
 from quantizer_core.lowering.kernels import QINT8, Emitter, IntTensor
 from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
+from quantizer_core.lowering.shared import share_constants
 from quantizer_core.planning.passive import PLAIN_MOVES
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.types import PreparedGraph
@@ -25,8 +27,8 @@ def lower(
 ) -> graph_pb2.GraphDef:
     """Writes the INT8 graph of a plan.
 
-    Every FP32 tensor that remains keeps its name, the inputs and outputs among them; the integer form of tensor ``a``
-    is made by node ``a/int8``.
+    Every FP32 tensor that remains keeps its name, the inputs and outputs among them, but for equal small constants,
+    which become one; the integer form of tensor ``a`` is made by node ``a/int8``.
 
     Args:
       prepared: the graph that was planned.
@@ -52,7 +54,7 @@ class _Lowering:
             if node.quantized and (node.name not in self.graph or node.output not in self.graph):
                 raise GraphError(f"the plan names node {node.name!r}, which the graph does not hold")
         self.parameters = parameters if parameters is not None else nominal_parameters(self.graph, plan, None)
-        self.emitter = Emitter(self.graph)
+        self.emitter = Emitter(self.graph, prepared.graph.remembered(innermost_frames))
         self.integers: dict[str, IntTensor] = {}
         self.produced: list[str] = []
 
@@ -70,7 +72,9 @@ class _Lowering:
                 forms[node.form](node)
         for tensor in self.produced:
             self._dequantize(tensor)
-        self.graph.prune([*self.prepared.outputs, *(spec.name for spec in self.prepared.inputs)])
+        ends = [*self.prepared.outputs, *(spec.name for spec in self.prepared.inputs)]
+        self.graph.prune(ends)
+        share_constants(self.graph, ends)
         return self.graph.to_graph_def()
 
     # --- tensors --------------------------------------------------------------------------------------------------

@@ -86,9 +86,6 @@ def _weights(
     if config.rounding == "nearest":
         return codes.nearest(filters)
     covariance = Covariance(depthwise)
-    strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
-    explicit = node.padding or anchor.attr["explicit_paddings"].list.i
-    padding = "EXPLICIT" if node.padding else anchor.attr["padding"].s.decode()
     wanted = DEPTHWISE_POSITIONS if depthwise else POSITIONS
     positions = max(wanted // len(sources), 1)
     size = (filters.shape[0], filters.shape[1])
@@ -97,7 +94,7 @@ def _weights(
         if node.op == "MatMul":
             waiting.append(values.reshape(-1, 1, values.shape[-1])[:positions])
         else:
-            waiting.append(patches(values, size, strides, dilations, padding, explicit, positions))
+            waiting.append(_patches(anchor, node, values, size, positions))
         # A product of many rows costs little more than one of few.
         if values is sources[-1] or sum(map(len, waiting)) >= wanted // 4:
             covariance.add(np.concatenate(waiting))
@@ -111,6 +108,13 @@ def _weights(
         channels = filters.shape[-2] if codes.paired else 0
         rounded = round_second_order(rows, moments, codes.step, codes.top, channels)
     return codes.pack(rounded.reshape(filters.shape))
+
+
+def _patches(anchor: NodeDef, node: NodePlan, values: np.ndarray, size: tuple[int, int], positions: int) -> np.ndarray:
+    strides, dilations = anchor.attr["strides"].list.i, anchor.attr["dilations"].list.i or (1, 1, 1, 1)
+    padding = "EXPLICIT" if node.padding else anchor.attr["padding"].s.decode()
+    explicit = node.padding or anchor.attr["explicit_paddings"].list.i
+    return patches(values, size, strides, dilations, padding, explicit, positions)
 
 
 def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np.ndarray]:

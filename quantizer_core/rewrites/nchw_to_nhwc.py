@@ -39,8 +39,10 @@ def nchw_to_nhwc(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) ->
     Returns:
       The names of the nodes that changed.
     """
-    framed = graph.remembered(innermost_frames)
-    found = [node for node in graph if node.name not in framed and _is_channels_first(graph, node)]
+    found = [node for node in graph if _is_channels_first(graph, node)]
+    if found:
+        framed = graph.remembered(innermost_frames)
+        found = [node for node in found if node.name not in framed]
     if any(node.op in _ANCHORS for node in found):
         changed = [_convert(graph, node, outputs) for node in found]
     else:

@@ -22,8 +22,10 @@ def split_matmul_of_concat(graph: Graph, inputs: Sequence[str], outputs: Sequenc
     Returns:
       The names of the matrix multiplications.
     """
-    framed = graph.remembered(innermost_frames)
-    found = [node for node in graph if node.name in framed and _is_candidate(graph, node)]
+    found = [node for node in graph if _is_candidate(graph, node)]
+    if found:
+        framed = graph.remembered(innermost_frames)
+        found = [node for node in found if node.name in framed]
     if not found:
         return []
     shapes = infer_shapes(graph.to_graph_def(), roots=[node.input[0] for node in found])
@@ -47,7 +49,7 @@ def _is_candidate(graph: Graph, node: NodeDef) -> bool:
         node.op != "MatMul"
         or not is_float32(node)
         or flag(node, "transpose_a")
-        or graph.constant(node.input[1]) is None
+        or graph.constant_shape(node.input[1]) is None
     ):
         return False
     concat = graph.producer(node, 0)
