@@ -196,8 +196,9 @@ class _Planner:
                 products, values = work(self.graph, self.graph.node(step.name))
                 enough = self.enough_products * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
                 if products < enough:
-                    few = f"{products / values:.0f} products a value are few"
-                    slow[step.name] = f"it reads floats, floats read it, and {few}: {SLOWER}"
+                    share = products / values
+                    few = f"{share:.0f} products a value" if share < self.enough_products else f"{products:,} products"
+                    slow[step.name] = f"it reads floats, floats read it, and {few} are few: {SLOWER}"
         self._refuse(slow)
         return bool(slow)
 

@@ -10,12 +10,15 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from quantizer_core.calibration.observer import Observer
+from quantizer_core.calibration.statistics import CalibrationStatistics
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.files import load_graph
 from quantizer_core.planning.make import make_plan
+from quantizer_core.planning.plan import SLOWER
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import convert
 from quantizer_core.runtime import GraphSession, stack_batch
+from quantizer_core.types import PreparedGraph
 from tests.helpers.nets import (
     build,
     data_for,
@@ -34,12 +37,18 @@ def image(path: Path, size: tuple[int, int], mode: str = "RGB") -> np.ndarray:
     return np.asarray(Image.open(path).convert(mode).resize(size, Image.Resampling.BILINEAR), np.float32)
 
 
+def observed(path: Path, examples: list[dict]) -> tuple[PreparedGraph, CalibrationStatistics]:
+    """Returns a graph made ready, and its statistics over examples."""
+    prepared = prepare(load_graph(str(path)), everything())
+    with Observer(prepared, 8) as observer:
+        return prepared, observer.observe(examples)
+
+
 def converted(path: Path, examples: list[dict], fresh: list[dict]) -> tuple[dict, np.ndarray, np.ndarray]:
     """Returns INT8 and candidate counts by op, and what INT8 and FP32 make of fresh examples."""
-    graph_def, config = load_graph(str(path)), everything()
-    prepared = prepare(graph_def, config)
-    with Observer(prepared, 8) as observer:
-        conversion = convert(prepared, observer.observe(examples), config)
+    graph_def = load_graph(str(path))
+    prepared, statistics = observed(path, examples)
+    conversion = convert(prepared, statistics, everything())
     found = []
     for graph in (conversion.graph_def, graph_def):
         with GraphSession(graph, prepared.inputs, prepared.outputs) as session:
@@ -72,6 +81,21 @@ def test_every_convolution_of_a_detector_with_gated_activations_is_int8(shared_d
     counts, int8, fp32 = converted(shared_data / "graphs" / "yolox_nano_coco.pb", examples[:2], examples[2:])
     assert counts["Conv2D"] == (83, 83) and counts["DepthwiseConv2dNative"] == (30, 30)
     assert int8.shape == fp32.shape and np.isfinite(int8).all()
+
+
+@pytest.mark.slow
+def test_a_detector_of_small_kernels_between_floats_keeps_those_that_gain_nothing(shared_data: Path, monkeypatch):
+    paths = sorted((shared_data / "images" / "coco128").rglob("*.jpg"))
+    examples = [{"images": image(path, (416, 416))[..., ::-1]} for path in paths[:2]]
+    prepared, statistics = observed(shared_data / "graphs" / "yolox_nano_coco.pb", examples)
+    quantized = {}
+    for has_vnni in (False, True):
+        monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda found=has_vnni: found)
+        plan = make_plan(prepared, statistics, QuantizationConfig())
+        kernels = [node for node in plan.nodes if node.op in ("Conv2D", "DepthwiseConv2dNative")]
+        quantized[has_vnni] = sum(node.quantized for node in kernels)
+        assert len(kernels) == 113 and all(SLOWER in node.reason for node in kernels if not node.quantized)
+    assert quantized[False] == 18 and quantized[False] < quantized[True] < 113
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -112,17 +136,19 @@ def test_a_depthwise_convolution_between_floats_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("layer", "channels", "products", "plain", "vnni"),
+    ("layer", "channels", "few", "plain", "vnni"),
     [
-        pytest.param(lambda net, x: net.conv(x, 16), 8, 48, False, True, id="few"),
-        pytest.param(lambda net, x: net.conv(x, 64, 1), 64, 32, False, True, id="1x1"),
-        pytest.param(lambda net, x: net.conv(x, 64), 64, 288, True, True, id="many"),
-        pytest.param(lambda net, x: net.conv(x, 64, 3, 2), 64, 115, True, True, id="strides read more"),
-        pytest.param(lambda net, x: net.dense(x[:, 0, 0], 256), 256, 128, False, False, id="small matrix"),
-        pytest.param(lambda net, x: net.dense(x[:, 0, 0], 512), 512, 256, True, True, id="large matrix"),
+        pytest.param(lambda net, x: net.conv(x, 16), 8, "48 products a value", False, True, id="few"),
+        pytest.param(lambda net, x: net.conv(x, 64, 1), 64, "32 products a value", False, True, id="1x1"),
+        pytest.param(lambda net, x: net.conv(x, 64), 64, "", True, True, id="many"),
+        pytest.param(lambda net, x: net.conv(x, 64, 3, 2), 64, "", True, True, id="strides read more"),
+        pytest.param(
+            lambda net, x: net.dense(x[:, 0, 0], 256), 256, "65,536 products", False, False, id="small matrix"
+        ),
+        pytest.param(lambda net, x: net.dense(x[:, 0, 0], 512), 512, "", True, True, id="large matrix"),
     ],
 )
-def test_kernels_between_floats_need_enough_to_do(layer, channels, products, plain, vnni, monkeypatch):
+def test_kernels_between_floats_need_enough_to_do(layer, channels, few, plain, vnni, monkeypatch):
     graph_def, outputs = build(lambda net, x: tf.tanh(layer(net, tf.tanh(x))), (None, 6, 6, channels))
     for has_vnni, expected in ((False, plain), (True, vnni)):
         monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda found=has_vnni: found)
@@ -130,7 +156,7 @@ def test_kernels_between_floats_need_enough_to_do(layer, channels, products, pla
         statistics = statistics_of(prepared, data_for(prepared))
         (node,) = make_plan(prepared, statistics, QuantizationConfig()).computing()
         assert node.quantized == expected
-        assert expected or f"{products} products a value are few: INT8 would be slower" in node.reason
+        assert expected or f"and {few} are few: INT8 would be slower" in node.reason
         (node,) = make_plan(prepared, statistics, everything()).computing()
         assert node.quantized
 
