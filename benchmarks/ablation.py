@@ -17,8 +17,9 @@ from typing import Any
 
 import click
 
-from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import CASES, ROOT, python_child, shared_data
+from benchmarks import tables
+from benchmarks.accuracy_cases import CASES
+from benchmarks.common import ROOT, python_child, shared_data
 
 #: Name → what differs from the defaults.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -150,13 +151,13 @@ def main(
         for result in _child(graph, names, folds):
             click.echo(f"{CASES[graph].title}  {result.variant}  {_cell(result)}")
             results.append(result)
-    machine = accuracy_table.machine()
+    machine = tables.machine()
     report = {"machine": machine, "folds": folds, "results": [dataclasses.asdict(result) for result in results]}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     click.echo(f"all figures: {output}")
     if page is not None:
-        accuracy_table.write_markdown(page, markdown(results, machine, folds), "options")
+        tables.write_markdown(page, markdown(results, machine, folds), "options")
 
 
 if __name__ == "__main__":

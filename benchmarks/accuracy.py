@@ -20,9 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import accuracy_table, peers
-from benchmarks.accuracy_cases import CASES, MOST_VIEWS, ROOT, python_child, shared_data
+from benchmarks import accuracy_table, peers, tables
+from benchmarks.accuracy_cases import CASES, MOST_VIEWS
 from benchmarks.accuracy_table import COLUMNS, Row
+from benchmarks.common import ROOT, python_child, shared_data
 
 #: What can be simulated: the kind of processor → the weights that are made for it.
 SIMULATED = {"vnni": {"reduce_range": "off"}, "no_vnni": {"reduce_range": "on"}}
@@ -244,7 +245,7 @@ def main(
         rows.append(row)
         click.echo("  ".join(accuracy_table.cells(row, TITLES[row.case])), err=True)
     show(rows, console)
-    machine = accuracy_table.machine()
+    machine = tables.machine()
     kind = None
     if simulated:
         kind = f"simulated {simulated.replace('_', ' ').replace('vnni', 'VNNI')}"
@@ -259,7 +260,7 @@ def main(
     output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     console.print(f"all figures: {output}")
     if markdown is not None:
-        accuracy_table.write_markdown(markdown, accuracy_table.markdown(rows, TITLES, machine), processor=kind)
+        tables.write_markdown(markdown, accuracy_table.markdown(rows, TITLES, machine), processor=kind)
 
 
 if __name__ == "__main__":

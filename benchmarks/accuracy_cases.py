@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from benchmarks.common import shared_data
 
 if TYPE_CHECKING:
     from quantizer_core.config import PreprocessConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 #: This many images calibrate; none of them is evaluated.
 CALIBRATION_IMAGES = 128
 LABEL_KEY = "image/class/label"
@@ -120,37 +116,3 @@ def views_of(examples: Sequence[bytes], views: int) -> list[bytes]:
             content.value[0] = encoded.getvalue()
             result.append(example.SerializeToString())
     return result
-
-
-def python_child(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments in a process of its own, from the checkout, TensorFlow quiet."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "QUANTIZER_SHARED_DATA": str(shared_data().resolve())}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
-
-
-def child(*arguments: str) -> str:
-    """Does the same and returns the last line that it prints; raises ClickException with its last word if it fails."""
-    done = python_child(*arguments)
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
-    if done.returncode:
-        reason = lines[-1] if lines else f"the process ended with {done.returncode}"
-        raise click.ClickException(f"{' '.join(arguments)}: {reason}")
-    return lines[-1] if lines else ""
-
-
-def zoo_graph(name: str, path: Path) -> Path:
-    """Makes the FP32 graph of a Model Zoo entry by the shared data's script, unless ``path`` holds it; returns that.
-
-    Raises:
-      ClickException: if the script fails.
-    """
-    zoo = shared_data() / "zoo"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        child(str(zoo / "materialize.py"), str(zoo / f"{name}.pb.xz"), str(path))
-    return path
-
-
-def shared_data() -> Path:
-    """Returns the folder of graphs and images: ``QUANTIZER_SHARED_DATA``, else ``../shared/data``."""
-    return Path(os.environ.get("QUANTIZER_SHARED_DATA") or ROOT.parent / "shared" / "data")

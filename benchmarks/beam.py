@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import click
 from rich.console import Console
 
-from benchmarks.accuracy_table import machine, write_markdown
+from benchmarks.tables import machine, write_markdown
 
 GRAPH, INPUT, OUTPUT = "cifar10_resnet20.pb", "input", "logits"
 FEW, MANY = 1_000, 10_000

@@ -18,8 +18,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import CASES, ROOT, child, shared_data
+from benchmarks import tables
+from benchmarks.accuracy_cases import CASES
+from benchmarks.common import ROOT, child, shared_data
 from benchmarks.speed_cases import CALIBRATION_FILE, CASE_FILE, FP32_FILE, SPEED_CASES, make_case
 
 GRAPHS = ("mobilenet_keras2", "resnet50_keras2", "squeezenet", "mobilenet_025", "zoo_resnet50v1_5")
@@ -92,13 +93,13 @@ def task_of(*arguments: str) -> float:
 def markdown(rates: dict[tuple[str, int], dict[str, list[float]]], peaks: dict[int, list[float]]) -> str:
     """Returns both tables in Markdown, and what falls short of its bar."""
     repeats = len(next(iter(peaks.values())))
-    lines = [f"Measured on {accuracy_table.machine()}; median of {repeats} repeats in turn (least–most).", ""]
+    lines = [f"Measured on {tables.machine()}; median of {repeats} repeats in turn (least–most).", ""]
     lines += ["| graph | threads | FP32, images/s | calibration, images/s | ratio |", "|---|" + "---:|" * 4]
     missed = []
     for (key, threads), found in rates.items():
         ratios = [seen / plain for plain, seen in zip(found["infer"], found["observe"], strict=True)]
         middles = [f"{statistics.median(found[task]):.1f}" for task in ("infer", "observe")]
-        spread = accuracy_table.times(statistics.median(ratios), min(ratios), max(ratios))
+        spread = tables.times(statistics.median(ratios), min(ratios), max(ratios))
         lines.append(f"| {SPEED_CASES[key].title} | {threads} | {' | '.join(middles)} | {spread} |")
         if statistics.median(ratios) < RATE:
             missed.append(f"{SPEED_CASES[key].title}, {threads} threads")
@@ -157,7 +158,7 @@ def main(
     table = markdown(rates, peaks)
     console.print(table, soft_wrap=True, markup=False)
     if page is not None:
-        accuracy_table.write_markdown(page, table, "calibration")
+        tables.write_markdown(page, table, "calibration")
 
 
 if __name__ == "__main__":

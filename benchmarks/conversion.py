@@ -17,8 +17,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, child, shared_data, zoo_graph
+from benchmarks import tables
+from benchmarks.common import ROOT, child, shared_data, zoo_graph
 from quantizer_core.calibration.statistics import CalibrationStatistics
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.data import read_examples
@@ -201,13 +201,13 @@ def main(models: tuple[str, ...], repeats: int, output: Path, page: Path | None,
         for repeat in range(repeats):
             with console.status(f"{model}: {repeat + 1} of {repeats}"):
                 results[model].append(json.loads(_child("measure", model, folder)))
-    table = markdown(results, accuracy_table.machine())
+    table = markdown(results, tables.machine())
     console.print(table, soft_wrap=True, markup=False)
-    report = {"machine": accuracy_table.machine(), "seconds": results}
+    report = {"machine": tables.machine(), "seconds": results}
     path = output / "conversion.json"
     path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if page is not None:
-        accuracy_table.write_markdown(page, table, "conversion")
+        tables.write_markdown(page, table, "conversion")
     console.print(f"all repeats: {path}")
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.accuracy_cases import CASES, LABEL_KEY, MOST_VIEWS, shared_data, views_of
+from benchmarks.accuracy_cases import CASES, LABEL_KEY, MOST_VIEWS, views_of
+from benchmarks.common import shared_data
 
 if TYPE_CHECKING:
     from quantizer_core.config import PreprocessConfig

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, python_child, shared_data
+from benchmarks import tables
+from benchmarks.common import ROOT, python_child, shared_data
 from benchmarks.graph_cases import GRAPH_CASES, Figures
 
 #: The ops whose share in INT8 is held to ``SHARE``.
@@ -155,7 +155,7 @@ def cells(result: Result) -> tuple[str, ...]:
         figures.more,
         f"{figures.bar}: {'reached' if figures.passed else 'missed'}",
         f"{result.size:.2f}",
-        accuracy_table.times(*result.speed),
+        tables.times(*result.speed),
         f"{result.calibrate_seconds:.1f} + {result.convert_seconds:.1f}",
     )
 
@@ -189,7 +189,7 @@ def main(graphs: tuple[str, ...], settings: str, output: Path, page: Path | None
     if not (shared_data() / "graphs").is_dir():
         raise click.ClickException(f"no shared data in {shared_data()}; name its folder in QUANTIZER_SHARED_DATA")
     results: list[Result] = []
-    machine = accuracy_table.machine()
+    machine = tables.machine()
     output.parent.mkdir(parents=True, exist_ok=True)
     for name in graphs or tuple(GRAPH_CASES):
         results.append(run(name, settings))
@@ -199,7 +199,7 @@ def main(graphs: tuple[str, ...], settings: str, output: Path, page: Path | None
         output.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     click.echo(f"all figures: {output}")
     if page is not None:
-        accuracy_table.write_markdown(page, markdown(results, machine), "graphs")
+        tables.write_markdown(page, markdown(results, machine), "graphs")
     missed = [GRAPH_CASES[result.case].title for result in results if not result.passed]
     if missed:
         raise click.ClickException(f"bars missed: {', '.join(missed)}")

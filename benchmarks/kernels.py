@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import accuracy_table
+from benchmarks import tables
 
 LAYERS = 4
 #: Height and width of the images.
@@ -99,7 +99,7 @@ def markdown(rows: Sequence[tuple[Layer, int, tuple[float, float, float, float]]
         "|---|" + "---:|" * 5,
     ]
     for layer, batch, (fp32, *ratio) in rows:
-        figures = f"{fp32:.2f} | {accuracy_table.times(*ratio)}"
+        figures = f"{fp32:.2f} | {tables.times(*ratio)}"
         lines.append(f"| {layer.title} | {layer.channels} | {layer.products:.0f} | {batch} | {figures} |")
     return "\n".join(lines)
 
@@ -122,7 +122,7 @@ def main(repeats: int, seconds: float, batches: tuple[int, ...], titles: tuple[s
             rows.append((layer, batch, measure(layer, batch, repeats, seconds)))
             click.echo(markdown(rows[-1:], "").splitlines()[-1])
     if page is not None:
-        accuracy_table.write_markdown(page, markdown(rows, accuracy_table.machine()), "kernels")
+        tables.write_markdown(page, markdown(rows, tables.machine()), "kernels")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import accuracy_table, peers
-from benchmarks.accuracy_cases import ROOT, child, shared_data
+from benchmarks import peers, tables
+from benchmarks.common import ROOT, child, shared_data
 from benchmarks.speed_cases import CALIBRATION_FILE, CASE_FILE, FP32_FILE, SPEED_CASES, make_case
 
 FP32, BF16, OURS = "FP32", "FP32 + bf16", "ours"
@@ -175,7 +175,7 @@ def markdown(cases: Sequence[Case], rows: Sequence[Row], machine: str, repeats: 
         cells += [f"{statistics.median(row.times[tool]):.2f}" if tool in row.times else "–" for tool in tools]
         for tool in (FP32, *others):
             known = tool in row.times
-            cells.append(accuracy_table.times(*row.ratio(OURS, tool)) if known else "–")
+            cells.append(tables.times(*row.ratio(OURS, tool)) if known else "–")
         lines.append("| " + " | ".join(cells) + " |")
     converters = list(dict.fromkeys(tool for case in cases for tool in case.seconds))
     lines += ["", "Seconds of calibration on 32 images and conversion, and the size of our INT8 graph over FP32's:", ""]
@@ -261,18 +261,18 @@ def main(
             cases.append(ready(key, output.resolve() / key, installed))
         rows += measure(cases[-1], installed, repeats, seconds, console)
         report = {
-            "machine": accuracy_table.machine(),
+            "machine": tables.machine(),
             "cases": [{**dataclasses.asdict(case), "folder": case.folder.name} for case in cases],
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         (output / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        table = markdown(cases, rows, accuracy_table.machine(), repeats)
+        table = markdown(cases, rows, tables.machine(), repeats)
         plot(rows, output / "speed.png")
         if page is not None:  # after each, as all take long
-            picture = f"{page.stem}_{re.sub(r'[^a-z0-9]+', '_', accuracy_table.processor_kind().lower())}.png"
+            picture = f"{page.stem}_{re.sub(r'[^a-z0-9]+', '_', tables.processor_kind().lower())}.png"
             shutil.copyfile(output / "speed.png", page.with_name(picture))
             shown = f"{table}\n\n![How many times faster than FP32 each tool is, graph by graph]({picture})"
-            accuracy_table.write_markdown(page, shown, "speed")
+            tables.write_markdown(page, shown, "speed")
     console.print(table, soft_wrap=True, markup=False)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy_cases import shared_data, zoo_graph
+from benchmarks.common import shared_data, zoo_graph
 
 #: Images to calibrate with: speed hangs little on them.
 CALIBRATION = 32

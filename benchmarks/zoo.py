@@ -19,8 +19,8 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks import accuracy_table
-from benchmarks.accuracy_cases import ROOT, child, shared_data, zoo_graph
+from benchmarks import tables
+from benchmarks.common import ROOT, child, shared_data, zoo_graph
 from benchmarks.graphs import WEIGHTED
 from quantizer_core.zoo import load_models, zoo_model
 
@@ -224,7 +224,7 @@ def cells(result: Result) -> tuple[str, ...]:
         close,
         f"{statistics.median(result.fp32):.1f}",
         f"{statistics.median(result.int8):.1f}",
-        accuracy_table.times(result.ratio, spread[0], spread[-1]),
+        tables.times(result.ratio, spread[0], spread[-1]),
         f"{result.size:.2f} ×",
         f"{result.seconds:.0f}",
     )
@@ -282,7 +282,7 @@ def main(
         results.append(measure(name, folder.resolve(), repeats))
         click.echo("  ".join(cells(results[-1])))
         if page is not None:  # after each, as all nine take long
-            accuracy_table.write_markdown(page, markdown(results, accuracy_table.machine()), "zoo")
+            tables.write_markdown(page, markdown(results, tables.machine()), "zoo")
     if any(result.missed for result in results):
         missed = [f"{result.name}: {', '.join(result.missed)}" for result in results if result.missed]
         raise click.ClickException(f"bars missed: {'; '.join(missed)}")

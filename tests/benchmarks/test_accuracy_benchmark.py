@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import ablation, accuracy, accuracy_cases, accuracy_table, peers
+from benchmarks import ablation, accuracy, accuracy_cases, accuracy_table, peers, tables
 from benchmarks.ablation import Result
 from benchmarks.accuracy_table import Row
 
@@ -51,12 +51,12 @@ def test_the_table_goes_between_its_marks_and_leaves_the_rest(tmp_path: Path) ->
     begin, end = "<!-- begin accuracy table, AMX -->", "<!-- end accuracy table, AMX -->"
     path.write_text(f"# Title\n\nbefore\n{begin}\nold\n{end}\nafter\n")
     for _ in range(2):
-        accuracy_table.write_markdown(path, table, processor="AMX")
+        tables.write_markdown(path, table, processor="AMX")
         text = path.read_text()
         assert text.startswith("# Title\n\nbefore\n") and text.endswith(f"{end}\nafter\n")
         assert "old" not in text and text.count("| The Net | ours | 200 |") == 1 and "a machine" in text
     new = tmp_path / "new.md"
-    accuracy_table.write_markdown(new, table)
+    tables.write_markdown(new, table)
     assert table in new.read_text() and [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
 
 
@@ -64,7 +64,7 @@ def test_another_processor_gets_a_table_of_its_own_behind_the_others(tmp_path: P
     path = tmp_path / "accuracy.md"
     first, second = (f"<!-- {where} accuracy table, AMX -->" for where in ("begin", "end"))
     path.write_text(f"# Title\n\n{first}\nkept\n{second}\n\nafter\n")
-    accuracy_table.write_markdown(path, "new", processor="no VNNI")
+    tables.write_markdown(path, "new", processor="no VNNI")
     begin, end = (f"<!-- {where} accuracy table, no VNNI -->" for where in ("begin", "end"))
     assert path.read_text() == f"# Title\n\n{first}\nkept\n{second}\n\n{begin}\nnew\n{end}\n\nafter\n"
 
