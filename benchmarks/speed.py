@@ -14,7 +14,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import click
@@ -157,6 +157,21 @@ def measure(case: Case, installed: dict[str, Path], repeats: int, seconds: float
     return rows
 
 
+def earlier(report: Path, repeats: int, measured: Collection[str]) -> tuple[list[Case], list[Row]]:
+    """Returns what an earlier report says of other graphs than those measured now.
+
+    Nothing, if there is none, or it is of another machine or of other repeats.
+    """
+    if not report.exists():
+        return [], []
+    told = json.loads(report.read_text(encoding="utf-8"))
+    if told["machine"] != tables.machine() or told["repeats"] != repeats:
+        return [], []
+    cases = [Case(**{**case, "folder": report.parent / case["folder"]}) for case in told["cases"]]
+    rows = [Row(**row) for row in told["rows"]]
+    return [case for case in cases if case.key not in measured], [row for row in rows if row.case not in measured]
+
+
 def title_of(tool: str) -> str:
     """Returns what tables call a tool."""
     return peers.PEERS[tool].title if tool in peers.PEERS else tool
@@ -238,11 +253,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
               help="Folder for graphs, speed.json and speed.png. [default: build/benchmarks/speed]")  # fmt: skip
 @click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False),
               help="Write the tables into this file too, between its marks.")  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep what the output folder's speed.json, if it is of this machine and as "
+              "many repeats, says of other graphs.")  # fmt: skip
 @click.option("--task", type=click.Choice(["all", "make", "ours"]), default="all", hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def main(
     graphs: tuple[str, ...], repeats: int, seconds: float, chosen: tuple[str, ...], output: Path, page: Path | None,
-    task: str, folder: Path | None,
+    keep: bool, task: str, folder: Path | None,
 ) -> None:  # fmt: skip
     """Time INT8 graphs against FP32, bfloat16, Neural Compressor and OpenVINO."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -255,13 +272,18 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 200)
     wanted = [name for name in chosen or tuple(peers.PEERS) if name != "none"]
     installed = peers.install_all(wanted, ROOT / "build" / "peers", console)
-    cases, rows = [], []
-    for key in graphs or tuple(SPEED_CASES):
+    order = list(SPEED_CASES)
+    cases, rows = earlier(output / "speed.json", repeats, graphs or order) if keep else ([], [])
+    for key in graphs or order:
         with console.status(f"{key}: converting"):
-            cases.append(ready(key, output.resolve() / key, installed))
-        rows += measure(cases[-1], installed, repeats, seconds, console)
+            case = ready(key, output.resolve() / key, installed)
+        rows = sorted(
+            [*rows, *measure(case, installed, repeats, seconds, console)], key=lambda row: order.index(row.case)
+        )
+        cases = sorted([*cases, case], key=lambda case: order.index(case.key))
         report = {
             "machine": tables.machine(),
+            "repeats": repeats,
             "cases": [{**dataclasses.asdict(case), "folder": case.folder.name} for case in cases],
             "rows": [dataclasses.asdict(row) for row in rows],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import BF16, FP32, NEURAL_COMPRESSOR, OPENVINO, OURS, Case, Row, markdown, plot
+from benchmarks import tables
+from benchmarks.speed import BF16, FP32, NEURAL_COMPRESSOR, OPENVINO, OURS, Case, Row, earlier, markdown, plot
 from benchmarks.speed_cases import SPEED_CASES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,23 @@ def test_tables_name_what_was_not_measured() -> None:
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     plot(rows(), tmp_path / "new" / "speed.png")
     assert (tmp_path / "new" / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_earlier_run_of_this_machine_fills_in_other_graphs(tmp_path: Path) -> None:
+    report = tmp_path / "speed.json"
+    assert earlier(report, 3, ["squeezenet"]) == ([], [])
+    case = Case("mobilenet_025", tmp_path / "mobilenet_025", {OURS: 1.25}, 0.26, {OPENVINO: "no such op"})
+    told = {
+        "machine": tables.machine(),
+        "repeats": 3,
+        "cases": [{**dataclasses.asdict(case), "folder": "mobilenet_025"}],
+        "rows": [dataclasses.asdict(row) for row in rows()],
+    }
+    report.write_text(json.dumps(told))
+    assert earlier(report, 3, ["squeezenet"]) == ([case], rows())
+    assert earlier(report, 3, ["mobilenet_025"]) == earlier(report, 2, ["squeezenet"]) == ([], [])
+    report.write_text(json.dumps({**told, "machine": "another"}))
+    assert earlier(report, 3, ["squeezenet"]) == ([], [])
 
 
 def test_graphs_are_told_apart() -> None:
