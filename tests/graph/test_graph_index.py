@@ -355,7 +355,7 @@ def test_answers_are_remembered_until_the_next_edit(graph_def: GraphDef, data: s
             graph.replace_node(NodeDef(name=name, op="Other"))
         elif edit == "redirect":
             graph.redirect(name, data.draw(st.sampled_from(graph.names())))
-        elif edit == "remove" and unread:
+        elif edit == "remove" and unread and len(graph) > 1:
             graph.remove(unread[0])
         elif edit == "prune":
             graph.prune([name])
