@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.errors import GraphError, UnknownNodeError, nearest
-from quantizer_core.graph.graph import Graph
 from quantizer_core.graph.names import node_of
 
 #: Constants of these dtypes never decide a shape; large ones need not be copied into TensorFlow to know it.
@@ -41,7 +40,6 @@ def shape_tuple(shape: tf.TensorShape) -> tuple[int, ...] | None:
 def tensor_info(
     graph_def: graph_pb2.GraphDef,
     feeds_shapes: Mapping[str, Sequence[int | None] | None] | None = None,
-    roots: Iterable[str] | None = None,
 ) -> dict[str, TensorInfo]:
     """Returns dtype and static shape of every tensor, keyed in GraphDef spelling (``a`` for ``a:0``, ``a:1``).
 
@@ -49,7 +47,6 @@ def tensor_info(
       graph_def: a valid graph; it is not changed.
       feeds_shapes: node name → shape to assume for its first output (-1 or None for an unknown dimension, None for an
         unknown rank). The nodes may be placeholders or anything else that is to be fed.
-      roots: only these tensors and what they need is looked at, which takes the less time the less that is.
 
     Raises:
       UnknownNodeError: if ``feeds_shapes`` names a node that the graph does not hold.
@@ -60,7 +57,7 @@ def tensor_info(
     for name in feeds:
         if name not in known:
             raise UnknownNodeError(f"the graph holds no node {name!r}{nearest(name, known)}")
-    light = _without_large_constants(graph_def, roots)
+    light = _without_large_constants(graph_def)
     graph = tf.Graph()
     with graph.as_default():
         try:
@@ -101,26 +98,22 @@ def _dtypes(graph_def: graph_pb2.GraphDef, names: Collection[str]) -> dict[str, 
 def infer_shapes(
     graph_def: graph_pb2.GraphDef,
     feeds_shapes: Mapping[str, Sequence[int | None] | None] | None = None,
-    roots: Iterable[str] | None = None,
 ) -> dict[str, tuple[int, ...] | None]:
     """Returns the static shape of every tensor; arguments, keys and errors as ``tensor_info``."""
-    return {name: info.shape for name, info in tensor_info(graph_def, feeds_shapes, roots).items()}
+    return {name: info.shape for name, info in tensor_info(graph_def, feeds_shapes).items()}
 
 
-def lazy_shapes(
-    graph_def: Callable[[], graph_pb2.GraphDef], roots: Callable[[], Iterable[str]]
-) -> Callable[[str], tuple[int, ...] | None]:
+def lazy_shapes(graph_def: Callable[[], graph_pb2.GraphDef]) -> Callable[[str], tuple[int, ...] | None]:
     """Returns a function from tensor to static shape, which infers shapes when it is first asked for one.
 
     Args:
-      graph_def: gives the graph then.
-      roots: gives tensors that need all those whose shapes will be asked for.
+      graph_def: gives the graph then, or the part of it (``Graph.part``) that will be asked for.
     """
     known: dict[str, tuple[int, ...] | None] = {}
 
     def shape(tensor: str) -> tuple[int, ...] | None:
         if not known:
-            known.update(infer_shapes(graph_def(), roots=roots()))
+            known.update(infer_shapes(graph_def()))
         return known.get(tensor)
 
     return shape
@@ -137,21 +130,15 @@ def _static(shape: Sequence[int | None] | None) -> tf.TensorShape:
     return tf.TensorShape([None if size is None or size < 0 else size for size in shape])
 
 
-def _without_large_constants(graph_def: graph_pb2.GraphDef, roots: Iterable[str] | None) -> graph_pb2.GraphDef:
-    """Returns a copy, of what roots need, in which large constants that no shape can depend on are placeholders."""
+def _without_large_constants(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
+    """Returns a copy in which large constants that no shape can depend on are placeholders of the same shape."""
     light = graph_pb2.GraphDef()
     light.library.CopyFrom(graph_def.library)
     light.versions.CopyFrom(graph_def.versions)
-    needed = None if roots is None else Graph(graph_def, copy=False).ancestors(roots)
     for node in graph_def.node:
-        if needed is not None and node.name not in needed:
-            continue
         value = node.attr["value"].tensor if node.op == "Const" and "value" in node.attr else None
         if value is None or value.dtype not in _OPAQUE_DTYPES or value.ByteSize() <= _LARGE:
-            copy = light.node.add()
-            copy.CopyFrom(node)
-            if needed is not None and "_class" in copy.attr:  # may wish to lie where a node does that is left out
-                del copy.attr["_class"]
+            light.node.add().CopyFrom(node)
             continue
         stand_in = light.node.add(name=node.name, op="Placeholder", device=node.device, input=node.input)
         stand_in.attr["dtype"].type = value.dtype

@@ -136,7 +136,7 @@ class _Planner:
         self._refuse({name: reason for name, reason in kept.items() if name in self.groups})
         self._refuse_unseen()
         self.order = ordered(self.graph, self.groups)
-        self.shapes = lazy_shapes(lambda: prepared.graph_def, self._operands)
+        self.shapes = lazy_shapes(lambda: self.graph.part(self._operands()))
         vnni = has_vnni()
         self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
         self.enough_products = ENOUGH_PRODUCTS[vnni]

@@ -36,7 +36,7 @@ def fold_old_batch_norms(graph: Graph, inputs: Sequence[str], outputs: Sequence[
       The names of the batch norms' nodes.
     """
     # As they are now, for the tensors that are read; what is folded meanwhile changes no shape.
-    shapes = lazy_shapes(graph.to_graph_def, lambda: [node.input[0] for node in graph if node.op in LINEAR_OPS])
+    shapes = lazy_shapes(lambda: graph.part(node.input[0] for node in graph if node.op in LINEAR_OPS))
     changed: list[str] = []
     done: set[str] = set()
     for node in graph:

@@ -28,7 +28,7 @@ def split_matmul_of_concat(graph: Graph, inputs: Sequence[str], outputs: Sequenc
         found = [node for node in found if node.name in framed]
     if not found:
         return []
-    shapes = infer_shapes(graph.to_graph_def(), roots=[node.input[0] for node in found])
+    shapes = infer_shapes(graph.part(node.input[0] for node in found))
     changed = []
     for node in found:
         parts = [canonical(tensor) for tensor in graph.data_inputs(graph.producer(node, 0))[:-1]]

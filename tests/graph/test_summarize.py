@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from quantizer_core.errors import GraphError, UnknownNodeError
 from quantizer_core.graph.files import load_graph
-from quantizer_core.graph.graph import GraphDef
+from quantizer_core.graph.graph import Graph, GraphDef
 from quantizer_core.graph.infer import TensorInfo, infer_dtypes, infer_shapes, lazy_shapes, tensor_info
 from quantizer_core.graph.summarize import find_inputs, find_outputs, input_specs, summarize_graph
 from quantizer_core.types import TensorSpec
@@ -115,14 +115,15 @@ def test_shapes_and_dtypes_of_every_tensor() -> None:
     assert infer_dtypes(graph_def)["words"] == "string"
 
 
-def test_only_what_the_roots_need_is_looked_at() -> None:
+def test_a_part_of_a_graph_can_be_asked_alone() -> None:
     graph_def = conv_graph()
     whole = tensor_info(graph_def)
-    part = tensor_info(graph_def, roots=["conv"])
+    nodes = Graph(graph_def, copy=False).part(["conv"])
+    part = tensor_info(nodes)
     assert part and part == {name: whole[name] for name in part}
     assert {"x", "conv"} <= set(part) and "best" not in part
     asked = []
-    shape = lazy_shapes(lambda: asked.append(None) or graph_def, lambda: ["conv"])
+    shape = lazy_shapes(lambda: asked.append(None) or nodes)
     assert not asked
     assert [shape("conv"), shape("x"), shape("best")] == [whole["conv"].shape, whole["x"].shape, None]
     assert len(asked) == 1
