@@ -26,7 +26,7 @@ from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, canonical, node_of
 from quantizer_core.graph.rename import rename_nodes
 from quantizer_core.preprocessing.features import NUMERIC
-from quantizer_core.runtime import batch_size_for, tensor_of
+from quantizer_core.runtime import batch_size_for, imported, tensor_of
 from quantizer_core.types import ObservedTensor, PreparedGraph
 
 #: What each record begins with.
@@ -55,11 +55,7 @@ def instrument(prepared: PreparedGraph, with_inputs: bool = True) -> graph_pb2.G
     single = len(steady) < len(prepared.observed) or batch_size_for(prepared.graph_def, prepared.inputs, names, 2) == 1
     fed = {spec.name for spec in prepared.inputs}
     moved = {name: original.unique_name(f"{name}/{_SCOPE}") for name in prepared.outputs if name not in fed}
-    with tf.Graph().as_default() as graph:
-        try:
-            tf.graph_util.import_graph_def(rename_nodes(prepared.graph_def, moved), name="")
-        except (ValueError, tf.errors.OpError) as error:
-            raise GraphError(f"TensorFlow cannot load the graph: {error}") from None
+    with imported(rename_nodes(prepared.graph_def, moved)).as_default() as graph:
         prints: dict[str, tf.Operation] = {}  # node whose values are printed → what prints them
         passed: dict[str, str] = {}  # tensor in a loop or branch → what stands for it once it is printed
         with tf.name_scope(_SCOPE):

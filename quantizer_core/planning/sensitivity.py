@@ -22,7 +22,7 @@ from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.planning.work import products_a_value
-from quantizer_core.runtime import batch_size_for, stack_batch
+from quantizer_core.runtime import batch_size_for, imported, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples that are looked at, examples a step (the way back needs every tensor of the way there: more than half a
@@ -67,19 +67,18 @@ def sensitivity(
         return None
     kernels = [node for node in plan.nodes if node.form in WEIGHTED_FORMS]
     rounded = _rounded(plan)
-    with tf.Graph().as_default() as imported:
-        tf.import_graph_def(prepared.graph_def, name="")
+    with imported(prepared.graph_def).as_default() as running:
         try:
             fetches = [
-                *_costs(imported, plan, rounded, prepared.outputs[0], _ends_in_softmax(graph, prepared.outputs[0])),
-                *(tf.size(imported.get_tensor_by_name(f"{node.name}:0")) for node in kernels),
+                *_costs(running, plan, rounded, prepared.outputs[0], _ends_in_softmax(graph, prepared.outputs[0])),
+                *(tf.size(running.get_tensor_by_name(f"{node.name}:0")) for node in kernels),
             ]
         except (LookupError, ValueError, TypeError) as error:
             _logger.info("no sensitivities: %s", error)
             return None
         size = batch_size_for(prepared.graph_def, prepared.inputs, list(prepared.outputs), BATCH, examples)
         totals = np.zeros(len(fetches))
-        with tf.Session(graph=imported) as session:
+        with tf.Session(graph=running) as session:
             for start in range(0, len(examples), size):
                 chunk = examples[start : start + size]
                 feeds = stack_batch(chunk, prepared.inputs, len(chunk))

@@ -140,6 +140,5 @@ def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np
 
 
 def _before_relu(prepared: PreparedGraph, node: NodePlan) -> str:
-    ops = {n.name: n.op for n in prepared.graph_def.node}
-    computed = [node.name, *(name for name in node.fused if ops[name] not in ("Relu", "Relu6", "Pad", "PadV2"))]
-    return computed[-1]
+    passed = ("Relu", "Relu6", "Pad", "PadV2")
+    return [node.name, *(name for name in node.fused if prepared.graph.node(name).op not in passed)][-1]

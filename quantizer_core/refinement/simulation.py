@@ -16,7 +16,7 @@ from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.lowering.simulate import gives_codes, round_tensors, set_parameters
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.runtime import batch_size_for, stack_batch
+from quantizer_core.runtime import batch_size_for, imported, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples a step.
@@ -62,12 +62,10 @@ class Simulation:
         self._last_use(graph)
         # What TensorFlow does anew for every step takes time for every node: those behind the kernels are left out.
         graph.prune([*self._cuts.values(), *self._value.values(), *(node.name for node in self.steps)])
-        with tf.Graph().as_default() as imported:
-            tf.import_graph_def(graph.to_graph_def(), name="")
         # Every step feeds and fetches other tensors: optimising the graph anew each time costs more than it gains.
         config = tf.ConfigProto()
         config.graph_options.rewrite_options.disable_meta_optimizer = True
-        self._session = tf.Session(graph=imported, config=config)
+        self._session = tf.Session(graph=imported(graph.to_graph_def()), config=config)
 
     def _feed_parameters(self, graph: Graph, node: NodePlan, biased: dict[str, str]) -> str:
         """Makes a node read placeholders for its filter and bias; returns the name of the bias's."""
