@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -30,6 +32,32 @@ def test_fetches_come_in_order_with_and_without_port(optimize: bool | None) -> N
     np.testing.assert_array_equal(part, [[2]])
     np.testing.assert_array_equal(one, value * 2)
     np.testing.assert_array_equal(two, value * 2)
+
+
+@pytest.mark.parametrize("fetches", [["x"], ["x", "twice", "x:0"]])
+def test_an_input_can_be_fetched(fetches: list[str]) -> None:
+    value = np.array([[1, 2, 3]], np.float32)
+    with runtime.GraphSession(doubled(), [X], fetches) as session:
+        found = session.run({"x": value})
+    for name, each in zip(fetches, found, strict=True):
+        np.testing.assert_array_equal(each, value * 2 if name == "twice" else value)
+
+
+def test_values_may_be_of_another_dtype_and_order() -> None:
+    with runtime.GraphSession(doubled(), [X], ["twice"]) as session:
+        for value in (np.arange(6).reshape(3, 2).T, np.arange(12.0).reshape(4, 3)[::2], [[1, 2, 3]]):
+            np.testing.assert_array_equal(session.run({"x": value})[0], 2 * np.asarray(value, np.float32))
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_threads_share_a_session(threads: int | None) -> None:
+    values = [np.full((1, 3), number, np.float32) for number in range(64)]
+    with (
+        runtime.GraphSession(doubled(), [X], ["twice"], threads=threads) as session,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        found = list(pool.map(lambda value: session.run({"x": value})[0], values))
+    np.testing.assert_array_equal(found, np.multiply(values, 2))
 
 
 def test_unknown_names_give_the_nearest() -> None:
