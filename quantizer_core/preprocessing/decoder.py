@@ -11,6 +11,7 @@ import tensorflow as tf
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
 from quantizer_core.preprocessing.diagnosis import diagnose
 from quantizer_core.preprocessing.preprocessor import Preprocessor, make_preprocessor
+from quantizer_core.runtime import compiled
 from quantizer_core.types import TensorSpec
 
 
@@ -93,7 +94,9 @@ def _trace_graph(preprocessor: Preprocessor, threads: int | None) -> Callable[[]
     def start() -> Callable[[bytes], list]:
         # A negative number runs all ops in the caller's thread: nothing to hand over, nothing shared by two decoders.
         options = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=-1, intra_op_parallelism_threads=threads or 0)
-        return tf.compat.v1.Session(graph=graph, config=options).make_callable(outputs, [serialized])
+        session = tf.compat.v1.Session(graph=graph, config=options)
+        step = compiled(session, [serialized.name], [output.name for output in outputs])
+        return lambda example: step(np.array(example, object))
 
     return start
 
