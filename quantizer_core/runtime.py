@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -34,6 +37,16 @@ _ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+:\s*)?")
 
 # A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch.
 _PROBE_BATCH = 509
+
+# Compiled steps that live: one that lives to the end of the process would look for TensorFlow's modules when Python has
+# taken them down, and complain.
+_steps: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _forget_steps() -> None:
+    for step in _steps:
+        step._handle = None
 
 
 def _fuse_only(options: rewriter_config_pb2.RewriterConfig) -> None:
@@ -209,7 +222,9 @@ def compiled(
     Raises:
       tf.errors.OpError: if TensorFlow cannot run the graph.
     """
-    return session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets))
+    step = session._make_callable_from_options(config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets))
+    _steps.add(step)
+    return step
 
 
 def tensor_of(graph: tf.Graph, name: str) -> tf.Tensor:

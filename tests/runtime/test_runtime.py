@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from quantizer_core.graph.summarize import input_specs
 from quantizer_core.types import TensorSpec
 
 X = TensorSpec("x", "float32", (-1, 3))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def doubled() -> tf.GraphDef:
@@ -58,6 +62,21 @@ def test_threads_share_a_session(threads: int | None) -> None:
     ):
         found = list(pool.map(lambda value: session.run({"x": value})[0], values))
     np.testing.assert_array_equal(found, np.multiply(values, 2))
+
+
+def test_a_session_that_lives_to_the_end_of_the_process_says_nothing() -> None:
+    program = """
+import numpy as np
+from quantizer_core.runtime import GraphSession
+from tests.runtime.test_runtime import X, doubled
+session = GraphSession(doubled(), [X], ["twice"])
+session.run({"x": np.ones((1, 3), np.float32)})
+import threading
+threading.current_thread().kept = session
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_unknown_names_give_the_nearest() -> None:
