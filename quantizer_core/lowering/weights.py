@@ -55,7 +55,8 @@ class Grid:
       top: the largest code.
       paired: two neighbouring codes of one sign may not sum to more than ``PAIR``. Neighbours are the input channels
         2i and 2i + 1 of one tap and output: CPUs without VNNI add their products with a quint8 tensor in 16 bits
-        (vpmaddubsw), which saturates (oneDNN developer guide, "Nuances of int8 computations").
+        (vpmaddubsw), which saturates (oneDNN developer guide, "Nuances of int8 computations"). Of a single input
+        channel, oneDNN's kernels for AVX-512 without VNNI pair the taps: such filters have no codes over 63 instead.
       even: twice the codes are written, and half the step. On CPUs without VNNI oneDNN halves the weights of
         convolutions over s8 tensors; even codes survive that exactly.
     """
@@ -111,7 +112,8 @@ def grid(
       per_channel: one scale for each output channel instead of one for the tensor.
       bits: 8 uses the codes -127…127; 7 those with which the 16-bit sums of CPUs without VNNI cannot overflow: where
         all are between -63 and 63 they never do, but it is enough that neighbours' sums keep to ``PAIR``. So filters
-        over quint8 tensors use codes up to 127 as far as their neighbours allow, and have 7 to 8 bits.
+        over quint8 tensors of two channels or more use codes up to 127 as far as their neighbours allow, and have 7
+        to 8 bits.
       even: with 7 bits: the filter is over a qint8 tensor; see ``Grid``.
       clipping: ``none``, or ``mse``: the largest code stands for the limit, of those in ``CLIPPED`` times the one that
         holds all weights, that gives the least squared error of the weights rounded to nearest (Banner et al., "Post
@@ -119,7 +121,7 @@ def grid(
         search instead of an assumed distribution).
     """
     narrow = bits == 7
-    paired = narrow and not even and not depthwise
+    paired = narrow and not even and not depthwise and weights.shape[-2] > 1
     top = 63 if narrow and not paired else 127
     least = channel_maxima(weights, depthwise) / np.float32(top)
     if paired:
