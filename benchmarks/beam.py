@@ -32,12 +32,13 @@ TRAIN_STEPS = 300
 
 
 class Setting(NamedTuple):
-    """A task on a Beam runner, and the table that it is for."""
+    """A task on a Beam runner, and the table that it is for; with 0 threads TensorFlow takes as many as it likes."""
 
     table: str
     task: str
     runner: str
     examples: int = 0
+    threads: int = 0
 
 
 RUNNERS = {
@@ -46,7 +47,12 @@ RUNNERS = {
     "4 processes": ["--direct_num_workers=4", "--direct_running_mode=multi_processing"],
     "Prism": [],
 }
-CALIBRATION = [Setting("calibration", "calibrate", runner, count) for runner in RUNNERS for count in (START, MANY)]
+CALIBRATION = [
+    Setting("calibration", "calibrate", runner, count, threads)
+    for threads in (1, 0)
+    for runner in RUNNERS
+    for count in (START, MANY)
+]
 DEMO = [Setting("demo", "demo", runner) for runner in ("1 worker", "2 processes", "Prism")]
 MEMORY = [
     *(
@@ -196,8 +202,11 @@ TASKS: dict[str, Callable[[Path, Path, str, int], dict[str, float]]] = {
 
 def measure(setting: Setting, folder: Path) -> dict[str, float]:
     """Runs a setting once in a new process; adds the peak memory of it and its children, in MiB."""
-    command = [sys.executable, "-m", "benchmarks.beam", "--data", str(folder), "--task", *map(str, setting[1:])]
+    task = setting.task, setting.runner, str(setting.examples)
+    command = [sys.executable, "-m", "benchmarks.beam", "--data", str(folder), "--task", *task]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    if setting.threads:
+        environment |= dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(setting.threads))
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(command, stdout=out, stderr=log, text=True, env=environment)
         peak = 0
@@ -250,19 +259,25 @@ def tables(results: Results, busy: str) -> str:
             lines.append(f"| {setting.runner} | {figures(seconds)} | ×{statistics.median(seconds) / one:.2f} |")
         lines.append("")
     if CALIBRATION[0] in results:
-        columns = ("seconds", "of them to start", "examples a second, then", "rate of 1 worker")
-        lines += [f"| calibration of ResNet-20, {MANY:,} images | {' | '.join(columns)} |", "|---|---:|---:|---:|---:|"]
-        rates = {}
-        for runner in RUNNERS:
-            start, whole = (
-                [r["seconds"] for r in results[Setting("calibration", "calibrate", runner, n)]] for n in (START, MANY)
-            )
-            pairs = zip(start, whole, strict=True)
-            rates[runner] = [(MANY - START) / max(1e-3, many - few) for few, many in pairs]
-            ratio = statistics.median(rates[runner]) / statistics.median(rates["1 worker"])
+        columns = (
+            "threads of each",
+            "seconds",
+            "of them to start",
+            "examples a second, then",
+            "rate of 1 worker, 1 thread",
+        )
+        lines += [
+            f"| calibration of ResNet-20, {MANY:,} images | {' | '.join(columns)} |",
+            f"|---{'|---:' * len(columns)}|",
+        ]
+        one = 0.0
+        for few, many in zip(CALIBRATION[::2], CALIBRATION[1::2], strict=True):
+            start, whole = ([run["seconds"] for run in results[setting]] for setting in (few, many))
+            rates = [(MANY - START) / max(1e-3, long - short) for short, long in zip(start, whole, strict=True)]
+            one = one or statistics.median(rates)
             lines.append(
-                f"| {runner} | {figures(whole)} | {statistics.median(start):.1f} | {figures(rates[runner], 0)} | "
-                f"×{ratio:.2f} |"
+                f"| {few.runner} | {few.threads or 'all'} | {figures(whole)} | {statistics.median(start):.1f} | "
+                f"{figures(rates, 0)} | ×{statistics.median(rates) / one:.2f} |"
             )
         lines.append("")
     if MEMORY[0] in results:
@@ -304,7 +319,7 @@ def main(
     kinds = {"demo": DEMO, "calibration": CALIBRATION, "memory": MEMORY}
     path = output / "beam.json"
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    results: Results = {Setting(*(row[name] for name in Setting._fields)): row["runs"] for row in kept}
+    results: Results = {Setting(*(row.get(name, 0) for name in Setting._fields)): row["runs"] for row in kept}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         graph = shared / "graphs" / GRAPH
@@ -316,7 +331,7 @@ def main(
             found: Results = {setting: [] for setting in kinds[kind]}
             for repeat in range(repeats):
                 for setting, runs in found.items():
-                    with console.status(f"{setting.task}, {setting.runner}, {setting.examples}: {repeat + 1}"):
+                    with console.status(f"{', '.join(map(str, setting[1:]))}: {repeat + 1}"):
                         runs.append(measure(setting, Path(folder)))
             results |= found
             rows = [{**setting._asdict(), "runs": runs} for setting, runs in results.items()]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import graph_pb2
 
-from quantizer_core.calibration.observer import Columns, watch
+from quantizer_core.calibration.observer import watch
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, canonical, node_of
@@ -98,13 +98,15 @@ def _stand_in(outputs: Sequence[tf.Tensor], name: str) -> None:
 
 
 def _print_steady(graph: tf.Graph, name: str, observed: ObservedTensor, single: bool) -> tf.Operation:
-    columns = Columns()
-    watch(graph, observed, single, columns)
-    minima, maxima = columns.minima[0], columns.maxima[0]
-    arrays = [tf.stack([minima, maxima]), *_histogram(columns.samples[0])]
-    if columns.channels:
-        means, lowest, highest = columns.channels[0]
-        arrays += [means, tf.stack([tf.reduce_min(lowest, 0), tf.reduce_max(highest, 0)])]
+    reduced = watch(graph, observed, single)
+    by_channel = []
+    if reduced.channels:
+        means, lowest, highest = reduced.channels
+        minima, maxima = tf.reduce_min(lowest, 1), tf.reduce_max(highest, 1)
+        by_channel = [means, tf.stack([tf.reduce_min(lowest, 0), tf.reduce_max(highest, 0)])]
+    elif reduced.extremes:
+        minima, maxima = reduced.extremes
+    arrays = [tf.stack([minima, maxima]), *_histogram(reduced.sample), *by_channel]
     return _print_range(name, minima, maxima, arrays)
 
 

@@ -21,6 +21,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -37,8 +38,12 @@ from quantizer_core.types import ObservedTensor, PreparedGraph
 
 #: A tensor with more values in one example gives an even sample of its positions to the histogram, not all.
 SAMPLE_SIZE = 1 << 12
-# Sampled values that wait for the histogram: it is filled in a few large steps, which costs half as much as many small.
+# Values of steps that wait to be added.
 _PENDING_VALUES = 1 << 22
+# Values of a batch of 1 up to which TensorFlow's sum is as fast as oneDNN's pooling.
+_SMALL = 1 << 17
+# Channels that fill a register of AVX2.
+_VECTOR = 8
 _SCOPE = "quantizer_observer"
 
 
@@ -67,6 +72,8 @@ class Observer:
         self._sporadic = [i for i, tensor in enumerate(self.observed) if node_of(tensor.name) in sporadic]
         self._steady = [i for i in range(len(self.observed)) if i not in set(self._sporadic)]
         steady = [self.observed[i] for i in self._steady]
+        self._averaged = [i for i in self._steady if self.observed[i].channel_axis is not None]
+        self._whole = [i for i in self._steady if self.observed[i].channel_axis is None]
         names = [tensor.name for tensor in self.observed]
         part = prepared.graph.part([*names, *(spec.name for spec in self.inputs)])
         self.batch_size = (
@@ -100,39 +107,21 @@ class Observer:
           DataError: if an example does not fit the graph; nothing is added then.
         """
         feeds = stack_batch(examples, self.inputs, self.batch_size)
-        if not self.observed:
-            self._examples += len(examples)
-            return
-        valid = len(examples)
         seen: dict[int, Seen] = {}
-        if self._calls is None:
+        if not self.observed:
+            results = []
+        elif self._calls is None:
             results = self._session.run(feeds)
         else:
             results, seen = self._calls.during(lambda: self._session.run(feeds))
-        minima, maxima = (np.full((len(self.observed), valid), value) for value in (np.inf, -np.inf))
+        self._examples += len(examples)
         if self._steady:
-            extremes, by_channel, sizes, channels, samples = results
-            minima[self._steady], maxima[self._steady] = np.split(extremes[:, :valid], 2)
+            self._pending.append(_Step.of(results, len(examples)))
+            self._pending_values += sum(value.size for value in self._pending[-1])
+            if self._pending_values >= _PENDING_VALUES:
+                self._flush()
         for index, found in seen.items():
-            minima[index], maxima[index] = found.minimum, found.maximum
-        empty = np.isposinf(minima) & np.isneginf(maxima)
-        nan = np.isnan(minima) | np.isnan(maxima)
-        positive, negative = np.isposinf(maxima) & ~nan, np.isneginf(minima) & ~nan
-        finite = ~(empty | nan | positive | negative)
-        self._examples += valid
-        self._nan += nan.sum(1)
-        self._positive += (positive & ~empty).sum(1)
-        self._negative += (negative & ~empty).sum(1)
-        self._finite += finite.sum(1)
-        self._minima = np.minimum(self._minima, np.where(finite, minima, np.inf).min(1))
-        self._maxima = np.maximum(self._maxima, np.where(finite, maxima, -np.inf).max(1))
-        both = np.where(finite, np.stack([minima, maxima]), 0)  # [2, tensors, examples]
-        self._extreme_sums += to_limbs(both).sum(-1)
-        if self._steady:
-            self._add_channels(by_channel[:, :valid], channels, finite)
-            self._add_samples(samples[:valid], sizes, finite)
-        for index, found in seen.items():
-            self._add_seen(index, found, bool(finite[index, 0]))
+            self._add_seen(index, found)
 
     def take(self) -> CalibrationStatistics:
         """Returns the statistics of all examples added since the last call, and starts anew."""
@@ -185,7 +174,6 @@ class Observer:
 
     def _reset(self) -> None:
         tensors = len(self.observed)
-        self._averaged = [i for i in self._steady if self.observed[i].channel_axis is not None]
         self._seen_sums: dict[int, np.ndarray] = {}
         self._seen_examples = dict.fromkeys(self._sporadic, 0)
         self._examples = 0
@@ -197,30 +185,12 @@ class Observer:
         self._channel_sums: np.ndarray | None = None
         self._channel_extremes = np.zeros((2, 0), np.float32)
         self._histograms: dict[int, np.ndarray] = {}
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pending: list[_Step] = []
         self._pending_values = 0
 
-    def _add_channels(self, by_channel: np.ndarray, channels: np.ndarray, finite: np.ndarray) -> None:
-        """Adds means, minima and maxima of the channels, [3, examples, all channels]."""
-        if not self._averaged:
-            return
-        kept = np.repeat(finite[self._averaged].T, channels, axis=1)
-        means, minima, maxima = by_channel
-        sums = to_limbs(np.where(kept & np.isfinite(means), means, 0)).sum(1)
-        extremes = np.stack([np.where(kept, minima, np.inf).min(0), np.where(kept, maxima, -np.inf).max(0)])
-        extremes = extremes.astype(np.float32)
-        first = self._channel_sums is None
-        self._channels = channels
-        self._channel_sums = sums if first else self._channel_sums + sums
-        self._channel_extremes = join_extremes(extremes, extremes if first else self._channel_extremes)
-
-    def _add_samples(self, samples: np.ndarray, sizes: np.ndarray, finite: np.ndarray) -> None:
-        self._pending.append((samples, sizes, finite))
-        self._pending_values += samples.size
-        if self._pending_values >= _PENDING_VALUES:
-            self._flush()
-
-    def _add_seen(self, index: int, found: Seen, finite: bool) -> None:
+    def _add_seen(self, index: int, found: Seen) -> None:
+        extremes = np.array([[[found.minimum]], [[found.maximum]]])
+        finite = bool(self._add_extremes([index], *extremes)[0, 0])
         self._seen_examples[index] = self._seen_examples.get(index, 0) + 1
         counts, means = found.counts, found.means()
         if finite and counts is not None:
@@ -231,39 +201,114 @@ class Observer:
             self._seen_sums[index] = sums if known is None else known + sums
 
     def _flush(self) -> None:
-        if not self._pending:
+        """Adds what the steps that wait have shown: all of them at once take a fraction of the time."""
+        steps, self._pending, self._pending_values = self._pending, [], 0
+        if not steps:
             return
+        extremes = np.concatenate([step.extremes for step in steps], 1)
+        by_channel = np.concatenate([step.by_channel for step in steps], 1)
+        minima, maxima = (np.empty((len(self.observed), extremes.shape[1])) for _ in range(2))
+        minima[self._whole], maxima[self._whole] = np.split(extremes, 2)
+        channels = self._channels = steps[0].channels
+        minima[self._averaged] = _by_tensor(np.minimum, by_channel[1], channels)
+        maxima[self._averaged] = _by_tensor(np.maximum, by_channel[2], channels)
+        finite = self._add_extremes(self._steady, minima[self._steady], maxima[self._steady])
+        if self._averaged:
+            places = np.searchsorted(self._steady, self._averaged)
+            self._add_channels(by_channel, np.repeat(finite[places].T, channels, axis=1))
+        self._add_samples(steps, finite)
+
+    def _add_extremes(self, indices: Sequence[int], minima: np.ndarray, maxima: np.ndarray) -> np.ndarray:
+        """Adds extremes, [tensors, examples], of some tensors; returns which of them are finite numbers."""
+        empty = minima > maxima
+        nan = np.isnan(minima) | np.isnan(maxima)
+        positive, negative = np.isposinf(maxima) & ~nan, np.isneginf(minima) & ~nan
+        finite: np.ndarray = ~(empty | nan | positive | negative)
+        self._nan[indices] += nan.sum(1)
+        self._positive[indices] += (positive & ~empty).sum(1)
+        self._negative[indices] += (negative & ~empty).sum(1)
+        self._finite[indices] += finite.sum(1)
+        self._minima[indices] = np.minimum(self._minima[indices], np.where(finite, minima, np.inf).min(1))
+        self._maxima[indices] = np.maximum(self._maxima[indices], np.where(finite, maxima, -np.inf).max(1))
+        both = np.where(finite, np.stack([minima, maxima]), 0)  # [2, tensors, examples]
+        self._extreme_sums[:, :, indices] += to_limbs(both).sum(-1)
+        return finite
+
+    def _add_channels(self, by_channel: np.ndarray, kept: np.ndarray) -> None:
+        """Adds means, minima and maxima of the channels, [3, examples, all channels], where ``kept`` says so."""
+        means, minima, maxima = by_channel
+        sums = to_limbs(np.where(kept & np.isfinite(means), means, 0)).sum(1)
+        extremes = np.stack([np.where(kept, minima, np.inf).min(0), np.where(kept, maxima, -np.inf).max(0)])
+        extremes = extremes.astype(np.float32)
+        first = self._channel_sums is None
+        self._channel_sums = sums if first else self._channel_sums + sums
+        self._channel_extremes = join_extremes(extremes, extremes if first else self._channel_extremes)
+
+    def _add_samples(self, steps: Sequence[_Step], finite: np.ndarray) -> None:
+        """Counts sampled values, tensor by tensor, of the examples that are ``finite`` [steady tensors, examples]."""
+        ends = [np.cumsum(step.sizes) for step in steps]
+        starts = np.cumsum([0, *(len(step.samples) for step in steps)])
+        complete = finite.all(1)
         for place, index in enumerate(self._steady):
             parts = []
-            for samples, sizes, finite in self._pending:
-                end = int(sizes[: place + 1].sum())
-                part = upper_halves(samples)[:, end - int(sizes[place]) : end]
-                parts.append(part if finite[index].all() else part[finite[index]])
-            keys, position = np.empty(sum(part.size for part in parts), np.intp), 0
-            for part in parts:
-                keys[position : position + part.size].reshape(part.shape)[...] = part
-                position += part.size
-            counts = np.bincount(keys)
+            for step, end, start in zip(steps, ends, starts[:-1], strict=True):
+                part = step.samples[:, end[place] - step.sizes[place] : end[place]]
+                kept = part if complete[place] else part[finite[place, start : start + len(part)]]
+                parts.append(kept.reshape(-1))
+            counts = np.bincount(upper_halves(np.concatenate(parts)))
             known = self._histograms.get(index)
             if known is None:
                 known = self._histograms[index] = np.zeros(NUM_BINS, np.int64)
             known[: len(counts)] += counts
-        self._pending, self._pending_values = [], 0
+
+
+class _Step(NamedTuple):
+    """What one step showed of the tensors that ``_instrument`` reduces, without the examples that filled it up."""
+
+    extremes: np.ndarray
+    by_channel: np.ndarray
+    sizes: np.ndarray
+    channels: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def of(cls, fetched: Sequence[np.ndarray], valid: int) -> _Step:
+        extremes, by_channel, sizes, channels, samples = fetched
+        return cls(extremes[:, :valid], by_channel[:, :valid], sizes, channels, samples[:valid])
 
 
 def upper_halves(values: np.ndarray) -> np.ndarray:
-    """Returns a view of the upper 16 bits of float32 values [rows, n], their histogram bins (x86 is little-endian)."""
-    return values.view(np.uint16)[:, 1::2]
+    """Returns the upper 16 bits of float32 values, their histogram bins, as intp of the same shape."""
+    return (values.view(np.uint32) >> 16).astype(np.intp)
 
 
-@dataclasses.dataclass
-class Columns:
-    """Per-tensor results, to be joined into few fetches: each fetch of a step has its price."""
+def _by_tensor(reduce: np.ufunc, values: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Reduces values by channel, [examples, all channels], to [tensors, examples]; NaN stays NaN.
 
-    minima: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    maxima: list[tf.Tensor] = dataclasses.field(default_factory=list)
-    channels: list[list[tf.Tensor]] = dataclasses.field(default_factory=list)  # means, minima and maxima by channel
-    samples: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    A tensor that has no channels gives what the reduction of nothing is: infinity, of the sign that changes no other.
+    """
+    found = np.full((len(channels), len(values)), np.inf if reduce is np.minimum else -np.inf)
+    some = np.flatnonzero(channels)
+    if len(some):
+        starts = np.cumsum(channels) - channels
+        found[some] = reduce.reduceat(values, starts[some], axis=1).T
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+    """What ``watch`` makes of a tensor; batch is the number of examples.
+
+    Attributes:
+      sample: sampled values [batch, n].
+      extremes: minima and maxima [batch] of a tensor without a channel axis.
+      channels: means, minima and maxima of the channels [batch, channels] of a tensor with a channel axis, whose own
+        extremes are those of the minima and maxima.
+    """
+
+    sample: tf.Tensor
+    extremes: tuple[tf.Tensor, tf.Tensor] | None = None
+    channels: tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None = None
 
 
 def _instrument(
@@ -276,43 +321,40 @@ def _instrument(
 
     Sporadic tensors call back instead.
 
-    The fetches: extremes [2 · tensors, batch] (minima, then maxima), means, minima and maxima of the channels [3,
-    batch, all channels], number of sampled values [tensors], number of channels [tensors with means], sampled values
-    [batch, all].
+    The fetches, each for many tensors, since each has its price: extremes [2 · tensors without channels, batch]
+    (minima, then maxima), means, minima and maxima of the channels [3, batch, all channels], number of sampled values
+    [tensors], number of channels [tensors with channels], sampled values [batch, all].
     """
     graph = imported(graph_def)
     with graph.as_default():
-        columns = Columns()
         with tf.name_scope(_SCOPE):
-            for tensor in observed:
-                watch(graph, tensor, single, columns)
+            reduced = [watch(graph, tensor, single) for tensor in observed]
             calls = SporadicTensors(graph, sporadic) if sporadic else None
             if not observed:
                 return graph, (), calls
-            batch = tf.shape(columns.minima[0])
-            none = tf.zeros([batch[0], 0])
+            extremes = [found.extremes for found in reduced if found.extremes]
+            channels = [found.channels for found in reduced if found.channels]
+            none = tf.zeros([tf.shape(reduced[0].sample)[0], 0])
             fetches = (
-                tf.stack(columns.minima + columns.maxima),
-                tf.stack([tf.concat([none, *(found[i] for found in columns.channels)], 1) for i in range(3)]),
-                tf.stack([_width(sample) for sample in columns.samples]),
-                tf.stack([_width(found[0]) for found in columns.channels] or [0])[: len(columns.channels)],
-                tf.concat(columns.samples, 1),
+                tf.concat([tf.transpose(none), *(each[i][None] for i in range(2) for each in extremes)], 0),
+                tf.stack([tf.concat([none, *(each[i] for each in channels)], 1) for i in range(3)]),
+                tf.stack([_width(found.sample) for found in reduced]),
+                tf.stack([_width(each[0]) for each in channels] or [0])[: len(channels)],
+                tf.concat([found.sample for found in reduced], 1),
             )
         return graph, tuple(fetch.name for fetch in fetches), calls
 
 
-def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Columns) -> None:
-    """Adds nodes to a graph that reduce a tensor, example by example, and puts their results into ``columns``.
+def watch(graph: tf.Graph, observed: ObservedTensor, single: bool) -> Reduced:
+    """Adds nodes to a graph that reduce a tensor, example by example.
 
-    Minima and maxima [batch], means, minima and maxima of the channels [batch, channels] if it has a channel axis, and
-    sampled values [batch, n]. Of a tensor that is proved not to be negative the least sampled value stands for the
-    minimum, and 0 for those of the channels: zero bounds them, and a pass over all values is saved.
+    Of a tensor that is proved not to be negative 0 stands for the minima: zero bounds them, it is in every range, and a
+    pass over all values is saved.
 
     Args:
       graph: the default graph, which holds the tensor.
       observed: what to watch.
       single: the whole tensor belongs to one example: the batch is 1.
-      columns: what the tensors watched before gave.
 
     Raises:
       UnknownNodeError: if the graph does not hold the tensor.
@@ -333,11 +375,8 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
         axis = None if axis is None or last else axis + 1
     flat = _rows(tensor)
     sample = _sample(tensor, flat, None if last else axis)
-    columns.samples.append(sample)
     if axis is None and not last:
-        columns.minima.append(tf.reduce_min(sample if observed.nonnegative else flat, 1))
-        columns.maxima.append(tf.reduce_max(flat, 1))
-        return
+        return Reduced(sample, extremes=_extremes(observed, flat, [1]))
     if axis == 0:
         raise GraphError(f"axis 0 of tensor {observed.name!r} holds the examples, so it cannot hold channels")
     if last:  # the rank shows only when the graph runs
@@ -345,18 +384,32 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool, columns: Colu
         rest = [1]
     else:
         rest = [i for i in range(1, tensor.shape.rank) if i != axis]
-    maxima = tf.reduce_max(tensor, rest)
-    minima = tf.zeros_like(maxima) if observed.nonnegative else tf.reduce_min(tensor, rest)
-    columns.channels.append([_means(tensor, rest), minima, maxima])
-    columns.minima.append(tf.reduce_min(sample if observed.nonnegative else minima, 1))
-    columns.maxima.append(tf.reduce_max(maxima, 1))
+    return Reduced(sample, channels=(_means(tensor, rest), *_extremes(observed, tensor, rest)))
+
+
+def _extremes(observed: ObservedTensor, tensor: tf.Tensor, rest: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the minima and maxima over the axes ``rest``."""
+    shape = tensor.shape.as_list()
+    if rest == [1, 2] and all(shape[1:]) and shape[3] < _VECTOR:
+        # TensorFlow is slow over so short a last axis: rows of pixels first.
+        rows = tf.reshape(tensor, [-1, shape[1], shape[2] * shape[3]])
+        parts = _extremes(observed, rows, [1])
+        low, high = (tf.reshape(part, [-1, shape[2], shape[3]]) for part in parts)
+        rest = [1]
+    else:
+        low = high = tensor
+    maxima = tf.reduce_max(high, rest)
+    return tf.zeros_like(maxima) if observed.nonnegative else tf.reduce_min(low, rest), maxima
 
 
 def _means(tensor: tf.Tensor, rest: Sequence[int]) -> tf.Tensor:
-    """Returns the means over the axes ``rest``: of images by oneDNN's pooling, in half the time."""
-    if rest == [1, 2] and all(tensor.shape[1:3].as_list()):
-        height, width = tensor.shape[1:3].as_list()
-        return _rows(tf.nn.avg_pool(tensor, (height, width), 1, "VALID"))
+    """Returns the means over the axes ``rest``: of images by oneDNN's pooling, in a third of the time.
+
+    Its start costs as much as the sum of a small image, if that is alone in its batch.
+    """
+    shape = tensor.shape.as_list()
+    if rest == [1, 2] and all(shape[1:3]) and not (shape[0] == 1 and math.prod(size or 0 for size in shape) <= _SMALL):
+        return _rows(tf.nn.avg_pool(tensor, shape[1:3], 1, "VALID"))
     return tf.reduce_mean(tensor, rest)
 
 
