@@ -91,8 +91,11 @@ SAFE: tuple[SafeKernel, ...] = (
         notes=("averages that use a small part of the source's range keep few codes",),
     ),
     SafeKernel(
-        "ConcatV2", "concat", "QuantizedConcatV2", BOTH, BOTH,
-        notes=("the sources must share one range: others are rescaled up to two thirds of a step off",),
+        "ConcatV2", "concat", "ConcatV2", BOTH, BOTH,
+        notes=(
+            "the sources must share one range: their codes are copied; QuantizedConcatV2 takes two to four times as "
+            "long, and rescales other ranges up to two thirds of a step off",
+        ),
     ),
 )  # fmt: skip
 
