@@ -34,8 +34,8 @@ class TensorStatistics:
     The histogram's edges do not depend on data: bin ``k`` holds the floats whose upper 16 bits are ``k`` (0…32639 zero
     and positive, 32768… negative, growing in magnitude), which are at most 1/128 of their value wide. It counts every
     value of a small tensor and an even sample of a large one (see ``quantizer_core.calibration.observer``); the
-    extremes and the means are of all values, but for the minima of a tensor that the graph proves not to be negative, for
-    which 0 stands.
+    extremes and the means are of all values, but for the minima of a tensor that the graph proves not to be negative,
+    for which 0 stands.
 
     Attributes:
       examples: number of examples (of a tensor that is not computed in every run: those that computed it).

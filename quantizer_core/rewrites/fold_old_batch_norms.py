@@ -118,8 +118,11 @@ def _pads(linear: Linear) -> bool:
 
 
 def _left_over(graph: Graph, last: NodeDef, source: str, values: np.ndarray, layout: Layout) -> str:
-    shape = (-1, *[1] * (-1 - layout.axis))
-    const = graph.add_const(f"{last.name}/shift", values.reshape(shape))
+    if np.all(values == values[0]):
+        values = values[0]  # TensorFlow adds one number thirty times as fast as three to the channels of an image
+    else:
+        values = values.reshape(-1, *[1] * (-1 - layout.axis))
+    const = graph.add_const(f"{last.name}/shift", values)
     added = NodeDef(op="AddV2", name=graph.unique_name(f"{last.name}/shifted"), input=[source, const])
     set_attr(added, "T", last.attr["T"])
     return graph.add(added)

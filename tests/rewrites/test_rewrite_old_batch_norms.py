@@ -159,3 +159,19 @@ def test_a_pad_between_batch_norm_and_convolution() -> None:
         run(sample.graph_def, sample.feeds, sample.outputs), run(result, sample.feeds, sample.outputs), strict=True
     ):
         assert relative_error(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize(("shift", "shape"), [([-1.0, -1.0, -1.0], ()), ([-1.0, -1.0, -2.0], (3,))])
+def test_one_shift_for_all_channels_is_one_number(shift: list[float], shape: tuple[int, ...]) -> None:
+    case = LayerCase(channels=(3, 4), padding="SAME")
+
+    def build() -> None:
+        linear(case, placeholder(case) * (2.0 / 255.0) + tf.constant(shift), weights(case, Values(5)))
+
+    sample = sample_of(build, ["layer"], {"input": 100 * feed(case)})
+    result, _ = apply_rewrites(sample.graph_def, ["input"], ["layer"])
+    assert "Mul" not in ops_of(result)
+    (added,) = [node for node in result.node if node.op == "AddV2"]
+    assert tf.make_ndarray(node_named(result, added.input[1]).attr["value"].tensor).shape == shape
+    before, after = (run(graph, sample.feeds, ["layer"])[0] for graph in (sample.graph_def, result))
+    assert relative_error(before, after) < 1e-5
