@@ -99,13 +99,11 @@ def _stand_in(outputs: Sequence[tf.Tensor], name: str) -> None:
 
 def _print_steady(graph: tf.Graph, name: str, observed: ObservedTensor, single: bool) -> tf.Operation:
     reduced = watch(graph, observed, single)
+    minima, maxima = reduced.minima, reduced.maxima
     by_channel = []
-    if reduced.channels:
-        means, lowest, highest = reduced.channels
-        minima, maxima = tf.reduce_min(lowest, 1), tf.reduce_max(highest, 1)
-        by_channel = [means, tf.stack([tf.reduce_min(lowest, 0), tf.reduce_max(highest, 0)])]
-    elif reduced.extremes:
-        minima, maxima = reduced.extremes
+    if reduced.means is not None:
+        by_channel = [reduced.means, tf.stack([tf.reduce_min(minima, 0), tf.reduce_max(maxima, 0)])]
+        minima, maxima = tf.reduce_min(minima, 1), tf.reduce_max(maxima, 1)
     arrays = [tf.stack([minima, maxima]), *_histogram(reduced.sample), *by_channel]
     return _print_range(name, minima, maxima, arrays)
 

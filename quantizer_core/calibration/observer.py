@@ -70,10 +70,10 @@ class Observer:
         self.observed = tuple(sorted(prepared.observed, key=lambda tensor: tensor.name))
         sporadic = prepared.graph.remembered(sporadic_nodes)
         self._sporadic = [i for i, tensor in enumerate(self.observed) if node_of(tensor.name) in sporadic]
-        self._steady = [i for i in range(len(self.observed)) if i not in set(self._sporadic)]
-        steady = [self.observed[i] for i in self._steady]
-        self._averaged = [i for i in self._steady if self.observed[i].channel_axis is not None]
-        self._whole = [i for i in self._steady if self.observed[i].channel_axis is None]
+        steady = [i for i in range(len(self.observed)) if i not in set(self._sporadic)]
+        self._averaged = [i for i in steady if self.observed[i].channel_axis is not None]
+        # In this order: those whose channels are averaged last.
+        self._steady = [*(i for i in steady if self.observed[i].channel_axis is None), *self._averaged]
         names = [tensor.name for tensor in self.observed]
         part = prepared.graph.part([*names, *(spec.name for spec in self.inputs)])
         self.batch_size = (
@@ -82,7 +82,8 @@ class Observer:
             else batch_size_for(part, prepared.inputs, names, batch_size)
         )
         watched = [(i, self.observed[i]) for i in self._sporadic]
-        graph, fetches, self._calls = _instrument(part, steady, self.batch_size == 1, watched)
+        steadily = [self.observed[i] for i in self._steady]
+        graph, fetches, self._calls = _instrument(part, steadily, self.batch_size == 1, watched)
         # All else that TensorFlow's optimiser does takes seconds at the first step and saves none later.
         self._session = GraphSession(
             graph, prepared.inputs, fetches, threads=threads, optimize=None,
@@ -205,17 +206,16 @@ class Observer:
         steps, self._pending, self._pending_values = self._pending, [], 0
         if not steps:
             return
-        extremes = np.concatenate([step.extremes for step in steps], 1)
+        minima, maxima = np.split(np.concatenate([step.extremes for step in steps], 1), 2)
         by_channel = np.concatenate([step.by_channel for step in steps], 1)
-        minima, maxima = (np.empty((len(self.observed), extremes.shape[1])) for _ in range(2))
-        minima[self._whole], maxima[self._whole] = np.split(extremes, 2)
         channels = self._channels = steps[0].channels
-        minima[self._averaged] = _by_tensor(np.minimum, by_channel[1], channels)
-        maxima[self._averaged] = _by_tensor(np.maximum, by_channel[2], channels)
-        finite = self._add_extremes(self._steady, minima[self._steady], maxima[self._steady])
+        finite = self._add_extremes(
+            self._steady,
+            np.concatenate([minima, _by_tensor(np.minimum, by_channel[1], channels)]),
+            np.concatenate([maxima, _by_tensor(np.maximum, by_channel[2], channels)]),
+        )
         if self._averaged:
-            places = np.searchsorted(self._steady, self._averaged)
-            self._add_channels(by_channel, np.repeat(finite[places].T, channels, axis=1))
+            self._add_channels(by_channel, np.repeat(finite[len(minima) :].T, channels, axis=1))
         self._add_samples(steps, finite)
 
     def _add_extremes(self, indices: Sequence[int], minima: np.ndarray, maxima: np.ndarray) -> np.ndarray:
@@ -301,14 +301,14 @@ class Reduced:
 
     Attributes:
       sample: sampled values [batch, n].
-      extremes: minima and maxima [batch] of a tensor without a channel axis.
-      channels: means, minima and maxima of the channels [batch, channels] of a tensor with a channel axis, whose own
-        extremes are those of the minima and maxima.
+      minima, maxima: extremes [batch], or [batch, channels] of a tensor with a channel axis.
+      means: means of the channels [batch, channels]; None without a channel axis.
     """
 
     sample: tf.Tensor
-    extremes: tuple[tf.Tensor, tf.Tensor] | None = None
-    channels: tuple[tf.Tensor, tf.Tensor, tf.Tensor] | None = None
+    minima: tf.Tensor
+    maxima: tf.Tensor
+    means: tf.Tensor | None = None
 
 
 def _instrument(
@@ -319,7 +319,7 @@ def _instrument(
 ) -> tuple[tf.Graph, tuple[str, ...], SporadicTensors | None]:
     """Adds nodes that reduce every watched tensor, example by example; returns the graph and what to fetch.
 
-    Sporadic tensors call back instead.
+    Sporadic tensors call back instead. Those with a channel axis come last in ``observed``.
 
     The fetches, each for many tensors, since each has its price: extremes [2 · tensors without channels, batch]
     (minima, then maxima), means, minima and maxima of the channels [3, batch, all channels], number of sampled values
@@ -332,14 +332,16 @@ def _instrument(
             calls = SporadicTensors(graph, sporadic) if sporadic else None
             if not observed:
                 return graph, (), calls
-            extremes = [found.extremes for found in reduced if found.extremes]
-            channels = [found.channels for found in reduced if found.channels]
+            whole = [found for found in reduced if found.means is None]
+            averaged = [found for found in reduced if found.means is not None]
             none = tf.zeros([tf.shape(reduced[0].sample)[0], 0])
+            extremes = [*(found.minima for found in whole), *(found.maxima for found in whole)]
+            by_channel = zip(*((found.means, found.minima, found.maxima) for found in averaged), strict=True)
             fetches = (
-                tf.concat([tf.transpose(none), *(each[i][None] for i in range(2) for each in extremes)], 0),
-                tf.stack([tf.concat([none, *(each[i] for each in channels)], 1) for i in range(3)]),
+                tf.stack(extremes) if whole else tf.transpose(none),
+                tf.stack([tf.concat(parts, 1) for parts in by_channel] or [none] * 3),
                 tf.stack([_width(found.sample) for found in reduced]),
-                tf.stack([_width(each[0]) for each in channels] or [0])[: len(channels)],
+                tf.stack([_width(found.maxima) for found in averaged] or [0])[: len(averaged)],
                 tf.concat([found.sample for found in reduced], 1),
             )
         return graph, tuple(fetch.name for fetch in fetches), calls
@@ -376,7 +378,7 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool) -> Reduced:
     flat = _rows(tensor)
     sample = _sample(tensor, flat, None if last else axis)
     if axis is None and not last:
-        return Reduced(sample, extremes=_extremes(observed, flat, [1]))
+        return Reduced(sample, *_extremes(observed, flat, [1]))
     if axis == 0:
         raise GraphError(f"axis 0 of tensor {observed.name!r} holds the examples, so it cannot hold channels")
     if last:  # the rank shows only when the graph runs
@@ -384,7 +386,7 @@ def watch(graph: tf.Graph, observed: ObservedTensor, single: bool) -> Reduced:
         rest = [1]
     else:
         rest = [i for i in range(1, tensor.shape.rank) if i != axis]
-    return Reduced(sample, channels=(_means(tensor, rest), *_extremes(observed, tensor, rest)))
+    return Reduced(sample, *_extremes(observed, tensor, rest), _means(tensor, rest))
 
 
 def _extremes(observed: ObservedTensor, tensor: tf.Tensor, rest: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:

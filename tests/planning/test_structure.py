@@ -170,6 +170,7 @@ def test_pools_and_concats_share_one_range():
     plan = check(define, {"QuantizedMaxPool": 1, "ConcatV2": 1, "QuantizedAvgPool": 1, "Dequantize": 2})
     ranges = {t.limit for name, t in plan.tensors.items() if "concat" in name or "Pool" in name}
     assert len(ranges) == 1
+    assert all(node.quantized for node in plan.nodes if node.op == "ConcatV2")
 
 
 def test_a_signed_branch_makes_the_whole_concat_signed():
@@ -178,7 +179,7 @@ def test_a_signed_branch_makes_the_whole_concat_signed():
         return net.conv(tf.concat([a, b], 3), 8)
 
     plan = check(define, {"ConcatV2": 1, "Dequantize": 1})
-    assert {plan.tensors[n.output].dtype for n in plan.nodes if n.op == "ConcatV2"} == {"qint8"}
+    assert {(n.quantized, plan.tensors[n.output].dtype) for n in plan.nodes if n.op == "ConcatV2"} == {(True, "qint8")}
 
 
 def test_relu6_and_larger_values_are_not_joined():
