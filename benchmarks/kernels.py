@@ -2,7 +2,8 @@
 
 It shows from how many products a value on INT8 makes up for rounding what a kernel reads and for the way back
 (``quantizer_core.planning.make.ENOUGH_PRODUCTS``). Each graph is four like layers with a Tanh behind each, which no
-kernel takes in. Every time is taken in a process of its own; FP32 and INT8 take turns.
+kernel takes in; or, in a chain, a Relu, so that codes go from layer to layer. Every time is taken in a process of its
+own; FP32 and INT8 take turns.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ SIDE = 28
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer: ``size``×``size`` convolutions, a depthwise one, or matrix products (size 0)."""
+    """``size``×``size`` convolutions, a depthwise one, or matrix products (size 0); ``chained``: it hands on codes."""
 
     title: str
     size: int
     channels: int
     depthwise: bool = False
+    chained: bool = False
 
     @property
     def products(self) -> float:
@@ -44,6 +46,10 @@ CASES = (
     *(Layer("1×1", 1, channels) for channels in (16, 32, 64, 128, 256)),
     *(Layer("3×3", 3, channels) for channels in (8, 16, 32, 64)),
     *(Layer("matrix", 0, channels) for channels in (128, 256, 512, 1024)),
+    Layer("depthwise 3×3 in a chain", 3, 128, depthwise=True, chained=True),
+    *(Layer("1×1 in a chain", 1, channels, chained=True) for channels in (8, 16, 32, 64)),
+    *(Layer("3×3 in a chain", 3, channels, chained=True) for channels in (4, 8, 16)),
+    *(Layer("matrices in a chain", 0, channels, chained=True) for channels in (64, 128, 256, 512, 1024)),
 )
 
 
@@ -66,7 +72,8 @@ def network(layer: Layer) -> Any:
                 y = tf.nn.depthwise_conv2d(y, values, [1, 1, 1, 1], "SAME")
             else:
                 y = tf.nn.conv2d(y, values, 1, "SAME")
-            y = tf.tanh(tf.nn.bias_add(y, rng.normal(0, 0.1, width).astype(np.float32)))
+            y = tf.nn.bias_add(y, rng.normal(0, 0.1, width).astype(np.float32))
+            y = tf.nn.relu(y) if layer.chained else tf.tanh(y)
         tf.identity(y, "y")
         return graph.as_graph_def()
 

@@ -116,7 +116,9 @@ class QuantizationConfig:
         loss of accuracy, for a small part of the work (see ``quantizer_core.planning.mixed``); needs the sample of
         ``refine_examples``.
       only_faster: leave FP32 what INT8 would make slower: kernels between floats with few products a value (see
-        ``quantizer_core.planning.make.ENOUGH_PRODUCTS``).
+        ``quantizer_core.planning.make.ENOUGH_PRODUCTS``), small matrix products.
+      serving_batch_size: examples a step that the INT8 graph will be run with, unless it fixes its batch: the more rows
+        a matrix product has, the sooner INT8 makes up for what its kernel costs (see ``only_faster``).
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.
@@ -142,6 +144,7 @@ class QuantizationConfig:
     fine_inputs: bool = True
     mixed_precision: bool = True
     only_faster: bool = True
+    serving_batch_size: int = 1
     bias_correction: bool = True
     rounding: str = "second_order"
     refine_examples: int = 32
@@ -162,7 +165,7 @@ class QuantizationConfig:
             object.__setattr__(self, "preprocess", _from_mapping(PreprocessConfig, self.preprocess))
         if not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile must lie in (50, 100], not {self.percentile!r}")
-        for name in ("batch_size", "max_batch_bytes"):
+        for name in ("batch_size", "max_batch_bytes", "serving_batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {getattr(self, name)!r}")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -212,6 +212,9 @@ def quantization_options(function: _Function) -> _Function:
             help="Leave the first layers of a classifier FP32 where their rounding costs most. [default: true]",
         ),
         click.option("--only_faster", type=bool, help="Leave FP32 what INT8 would make slower. [default: true]"),
+        click.option(
+            "--serving_batch_size", type=int, help="Examples a step that only_faster judges for. [default: 1]"
+        ),
         click.option("--bias_correction", type=bool, help="Shift biases by the mean rounding error. [default: true]"),
         click.option(
             "--rounding",

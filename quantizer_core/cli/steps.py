@@ -38,6 +38,7 @@ _CONFIG_FIELDS = {
     "fine_inputs": "fine_inputs",
     "mixed_precision": "mixed_precision",
     "only_faster": "only_faster",
+    "serving_batch_size": "serving_batch_size",
     "bias_correction": "bias_correction",
     "rounding": "rounding",
     "refine_examples": "refine_examples",
@@ -81,6 +82,7 @@ class CalibrationRequest:
     fine_inputs: bool | None = None
     mixed_precision: bool | None = None
     only_faster: bool | None = None
+    serving_batch_size: int | None = None
     bias_correction: bool | None = None
     rounding: str | None = None
     refine_examples: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from quantizer_core.calibration.methods import select_range
@@ -19,8 +19,8 @@ from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matche
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure
-from quantizer_core.planning.work import work
-from quantizer_core.runtime import has_vnni
+from quantizer_core.planning.work import work_of
+from quantizer_core.runtime import batch_limit, has_vnni
 from quantizer_core.types import ObservedTensor, PreparedGraph, Range
 
 QINT8, QUINT8 = "qint8", "quint8"
@@ -30,9 +30,12 @@ AVERAGE_SHARE = 0.5
 LOPSIDED = 0.5
 #: x · sigmoid(x) is within 0.003 of zero below minus this.
 GATE_CLOSED = 8.0
-#: Products for each value read or made below which a kernel between floats is slower in INT8, without and with VNNI,
-#: and those that a matrix product needs besides: measured by ``python -m benchmarks.kernels``.
-ENOUGH_PRODUCTS, MATMUL_PRODUCTS = {False: 64, True: 32}, 150_000
+#: Products for each value read or made below which kernels between floats are slower in INT8, without and with VNNI:
+#: measured, as what follows, by ``python -m benchmarks.kernels``.
+ENOUGH_PRODUCTS = {False: 64, True: 40}
+#: Products of one row that a matrix product needs besides, for its kernel and for each float tensor to round; and the
+#: rows up to which FP32's kernel takes no longer than for one, as it waits for the weights.
+KERNEL_PRODUCTS, ENTRY_PRODUCTS, READING_ROWS = 100_000, 50_000, 7
 #: Smallest range: a tensor that is always zero still needs a scale.
 SMALLEST_LIMIT = 1e-6
 
@@ -139,6 +142,7 @@ class _Planner:
         vnni = has_vnni()
         self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
         self.enough_products = ENOUGH_PRODUCTS[vnni]
+        self.rows = batch_limit(prepared.inputs) or config.serving_batch_size
 
     def plan(self) -> QuantizationPlan:
         while True:
@@ -183,23 +187,43 @@ class _Planner:
         self._refuse(dict.fromkeys(unseen, "no calibration example reached it"))
 
     def _refuse_slow(self, structure: Structure) -> bool:
-        """Leaves kernels alone that read floats, are read by floats and have little to do; tells whether there are any.
+        """Leaves kernels alone that have little to do for what they cost; tells whether there are any.
 
-        Rounding what they read and the way back cost more than they save then.
+        Of a kernel that reads floats and is read by floats, rounding what it reads and the way back may cost more than
+        it saves. Of matrix products that hand codes to each other, the kernels may: that of a few rows takes
+        microseconds however small it is.
         """
-        read = {tensor for step in structure.steps for tensor in (*step.sources, step.summand)}
         slow = {}
-        for step in structure.steps:
-            lone = step.form in ("convolution", "matmul") and not step.summand and step.output not in read
-            if lone and step.sources[0] not in structure.producers:
-                products, values = work(self.graph, self.graph.node(step.name))
-                enough = self.enough_products * values + (MATMUL_PRODUCTS if step.op == "MatMul" else 0)
-                if products < enough:
-                    share = products / values
-                    few = f"{share:.0f} products a value" if share < self.enough_products else f"{products:,} products"
-                    slow[step.name] = f"it reads floats, floats read it, and {few} are few: {SLOWER}"
+        for island in _islands(structure):
+            kernels = [step for step in island if step.form in ("convolution", "matmul")]
+            products = all(step.op == "MatMul" for step in kernels)
+            if products or (len(island) == 1 and not island[0].summand):
+                slow.update(self._too_little(kernels, island))
         self._refuse(slow)
         return bool(slow)
+
+    def _too_little(self, kernels: Sequence[Step], island: Sequence[Step]) -> dict[str, str]:
+        """Returns why these kernels between floats (one, or matrix products) would be slower in INT8, or nothing."""
+        work = [work_of(self.graph, self.graph.node(step.name)) for step in kernels]
+        read = {source for step in island for source in (*step.sources, step.summand)}
+        products = sum(each.products for each in work)
+        made = sum(each.made for step, each in zip(kernels, work, strict=True) if step.output not in read)
+        entries = {source: each.read for step, each in zip(kernels, work, strict=True) for source in step.sources}
+        for step in island:
+            entries.pop(step.output, None)
+        values = made + sum(entries.values())
+        fixed = 0.0
+        if kernels[0].op == "MatMul":
+            fixed = (KERNEL_PRODUCTS * len(kernels) + ENTRY_PRODUCTS * len(entries)) / max(self.rows / READING_ROWS, 1)
+        if products >= self.enough_products * values + fixed:
+            return {}
+        if len(kernels) > 1:
+            few = f"floats go into {len(kernels)} matrix products and come out, {products:,} products in all"
+        else:
+            share = products / values
+            count = f"{share:.0f} products a value" if share < self.enough_products else f"{products:,} products"
+            few = f"it reads floats, floats read it, and {count}"
+        return {step.name: f"{few} are few: {SLOWER}" for step in kernels}
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 
@@ -348,25 +372,40 @@ class _Planner:
         )
 
 
+def _islands(structure: Structure) -> list[list[Step]]:
+    """Returns the sets of steps that hand codes to each other, steps and sets in order of appearance."""
+    steps = {step.name: step for step in structure.steps}
+    joined = _joined(
+        [step.name, *(source for source in (*step.sources, step.summand) if source in structure.producers), step.output]
+        for step in structure.steps
+    )
+    return [[steps[member] for member in members if member in steps] for members in joined]
+
+
 def _classes(steps: list[Step]) -> list[list[str]]:
     """Returns the sets of tensors that must share dtype and range, members and sets in order of appearance."""
-    parent: dict[str, str] = {}
-
-    def find(tensor: str) -> str:
-        parent.setdefault(tensor, tensor)
-        while parent[tensor] != tensor:
-            parent[tensor] = parent[parent[tensor]]
-            tensor = parent[tensor]
-        return tensor
-
+    sets: list[list[str]] = []
     for step in steps:
         tensors = [*step.sources, step.output] if step.integer else list(step.sources)
-        for tensor in tensors:
-            find(tensor)
-        if step.form in ("pool", "concat", "move"):
-            for tensor in tensors[1:]:
-                parent[find(tensor)] = find(tensors[0])
-    classes: dict[str, list[str]] = defaultdict(list)
-    for tensor in list(parent):
-        classes[find(tensor)].append(tensor)
-    return list(classes.values())
+        sets.extend([tensors] if step.form in ("pool", "concat", "move") else [[tensor] for tensor in tensors])
+    return _joined(sets)
+
+
+def _joined(sets: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Joins sets that overlap; members and sets are in order of appearance."""
+    parent: dict[str, str] = {}
+
+    def find(member: str) -> str:
+        parent.setdefault(member, member)
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    for members in sets:
+        for member in members:
+            parent[find(member)] = find(members[0])
+    joined: dict[str, list[str]] = defaultdict(list)
+    for member in list(parent):
+        joined[find(member)].append(member)
+    return list(joined.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from quantizer_core.graph.graph import Graph, NodeDef
 
@@ -15,12 +16,20 @@ def products_a_value(graph: Graph, anchor: NodeDef) -> int:
     return math.prod(shape[:2] if anchor.op == "DepthwiseConv2dNative" else shape[:3])
 
 
-def work(graph: Graph, anchor: NodeDef) -> tuple[int, int]:
-    """Returns the products that make one position of such a node's result, and the values read and made for it."""
+class Work(NamedTuple):
+    """What one position of a node's result takes (one row, of a MatMul): products, values read, values made."""
+
+    products: int
+    read: int
+    made: int
+
+
+def work_of(graph: Graph, anchor: NodeDef) -> Work:
+    """Returns what a position of the result of a Conv2D, DepthwiseConv2dNative or MatMul takes."""
     shape = graph.constant_shape(anchor.input[1]) or ()
     each = products_a_value(graph, anchor)
     if anchor.op == "MatMul":
         made = math.prod(shape) // max(each, 1)
-        return each * made, each + made
+        return Work(each * made, each, made)
     made = math.prod(shape[2:]) if anchor.op == "DepthwiseConv2dNative" else shape[3]
-    return each * made, made + shape[2] * math.prod(anchor.attr["strides"].list.i[1:3])
+    return Work(each * made, shape[2] * math.prod(anchor.attr["strides"].list.i[1:3]), made)

@@ -139,7 +139,7 @@ def test_a_depthwise_convolution_between_floats_stays_as_it_is():
     ("layer", "channels", "few", "plain", "vnni"),
     [
         pytest.param(lambda net, x: net.conv(x, 16), 8, "48 products a value", False, True, id="few"),
-        pytest.param(lambda net, x: net.conv(x, 64, 1), 64, "32 products a value", False, True, id="1x1"),
+        pytest.param(lambda net, x: net.conv(x, 64, 1), 64, "32 products a value", False, False, id="1x1"),
         pytest.param(lambda net, x: net.conv(x, 64), 64, "", True, True, id="many"),
         pytest.param(lambda net, x: net.conv(x, 64, 3, 2), 64, "", True, True, id="strides read more"),
         pytest.param(
@@ -159,6 +159,44 @@ def test_kernels_between_floats_need_enough_to_do(layer, channels, few, plain, v
         assert expected or f"and {few} are few: INT8 would be slower" in node.reason
         (node,) = make_plan(prepared, statistics, everything()).computing()
         assert node.quantized
+
+
+@pytest.mark.parametrize(
+    ("widths", "batch", "serving", "int8"),
+    [
+        pytest.param((256, 256, 256), None, 1, False, id="small"),
+        pytest.param((512, 512, 512), None, 1, True, id="large"),
+        pytest.param((1024, 64, 8), None, 1, True, id="one is large"),
+        pytest.param((256, 256, 256), None, 16, True, id="small, many rows"),
+        pytest.param((128, 128, 128), None, 16, False, id="smaller, many rows"),
+        pytest.param((256, 256, 256), 16, 1, True, id="a batch that the graph fixes"),
+        pytest.param((256, 256, 256), 1, 16, False, id="one row that the graph fixes"),
+    ],
+)
+def test_matrix_products_in_a_chain_need_enough_to_do_together(widths, batch, serving, int8, monkeypatch):
+    def define(net, x):
+        for width in widths[:-1]:
+            x = net.dense(x, width, relu="relu")
+        return tf.nn.softmax(net.dense(x, widths[-1]))
+
+    monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda: True)
+    graph_def, outputs = build(define, (batch, widths[0]))
+    prepared = prepared_of(graph_def, outputs)
+    statistics = statistics_of(prepared, data_for(prepared))
+    nodes = make_plan(prepared, statistics, QuantizationConfig(serving_batch_size=serving)).computing()
+    assert [node.quantized for node in nodes] == [int8] * 3
+    reason = "floats go into 3 matrix products and come out, 196,608 products in all are few: INT8 would be slower"
+    assert int8 or widths[0] != 256 or {node.reason for node in nodes} == {reason}
+
+
+def test_small_matrix_products_stay_int8_behind_a_convolution():
+    def define(net, x):
+        x = tf.reshape(net.conv(x, 16, relu="relu"), (-1, 6 * 6 * 16))
+        return net.dense(net.dense(x, 16, relu="relu"), 8)
+
+    graph_def, outputs = build(define)
+    _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
+    assert conversion.plan.counts() == {"Conv2D": (1, 1), "MatMul": (2, 2)}
 
 
 def test_small_kernels_stay_int8_where_integers_come_or_go():
