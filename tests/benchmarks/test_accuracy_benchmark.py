@@ -69,6 +69,23 @@ def test_another_processor_gets_a_table_of_its_own_behind_the_others(tmp_path: P
     assert path.read_text() == f"# Title\n\n{first}\nkept\n{second}\n\n{begin}\nnew\n{end}\n\nafter\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind", "machine"),
+    [
+        ("avx2", "no VNNI", "Some CPU, no VNNI, 2 cores"),
+        ("avx2 avx512_vnni", "AVX512_VNNI", "Some CPU, AVX512_VNNI, 2 cores"),
+        ("avx_vnni avx512_vnni", "AVX512_VNNI, AVX_VNNI", "Some CPU, AVX512_VNNI, AVX_VNNI, 2 cores"),
+        ("avx_vnni", "AVX_VNNI", "Some CPU, AVX_VNNI, 2 cores"),
+        ("avx512_vnni avx_vnni amx_int8", "AMX", "Some CPU, AVX512_VNNI, AVX_VNNI, AMX-INT8, 2 cores"),
+    ],
+)
+def test_tables_are_of_a_kind_of_processor(flags, kind, machine, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "_cpu", lambda: ("Some CPU", frozenset(flags.split())))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert (tables.processor_kind(), tables.machine()) == (kind, machine)
+
+
 def test_variants_lie_on_top_of_the_config() -> None:
     assert accuracy._variants((), '{"per_channel": false}') == {"ours": '{"per_channel": false}'}
     found = accuracy._variants(("plain=", 'kl={"calibration_method": "kl"}'), '{"per_channel": false}')
