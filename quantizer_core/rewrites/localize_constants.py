@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import tensorflow as tf
+
 from quantizer_core.graph.attrs import attr_string
 from quantizer_core.graph.control_flow import pivots
-from quantizer_core.graph.graph import Graph, NodeDef
+from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.rewrites.ops import CONTROL_FLOW_OPS, flag
 
 
@@ -14,9 +16,9 @@ def localize_constants(graph: Graph, inputs: Sequence[str], outputs: Sequence[st
     """Replaces ``Enter(Const, is_constant)`` and ``Switch(Const, …)`` by Consts inside the loop or branch.
 
     A Const in a loop waits for the loop's first Merge, which runs in every iteration; one in a branch waits for an
-    Identity of the Switch's output, so it is dead where the branch is not taken. That is how TensorFlow 1 itself
-    writes constants there. Readers that are control flow themselves (a loop's variable, a result that a branch hands
-    through) are left alone.
+    Identity of the condition behind a Switch, so it is dead where the branch is not taken. That is how TensorFlow 1
+    itself writes constants there. Readers that are control flow themselves (a loop's variable, a result that a branch
+    hands through) are left alone.
 
     Returns:
       The names of the Enter and Switch nodes that something no longer reads.
@@ -41,7 +43,7 @@ def localize_constants(graph: Graph, inputs: Sequence[str], outputs: Sequence[st
                 if edge.port == port and edge.consumer.op not in CONTROL_FLOW_OPS and not _is_pivot(edge.consumer)
             ]
             if readers:
-                pivot = wait if node.op == "Enter" else _branch_pivot(graph, node, port)
+                pivot = wait if node.op == "Enter" else _branch_pivot(graph, canonical(node.input[1]), port)
                 _move_in(graph, node, port, source, pivot, {edge.consumer.name for edge in readers})
                 changed.append(node.name)
     if changed:
@@ -54,12 +56,25 @@ def _is_pivot(node: NodeDef) -> bool:
     return node.op == "Identity"
 
 
-def _branch_pivot(graph: Graph, switch: NodeDef, port: int) -> str:
-    tensor = f"{switch.name}:{port}" if port else switch.name
-    for edge in graph.consumers(switch.name):
+def _branch_pivot(graph: Graph, condition: str, port: int) -> str:
+    """Returns an Identity that is dead where a condition is not ``port`` (0 or 1); adds it if there is none."""
+    switch = _switch_of(graph, condition)
+    for edge in graph.consumers(switch):
         if edge.port == port and _is_pivot(edge.consumer):
             return edge.consumer.name
-    return graph.add_node("Identity", f"{switch.name}/branch_{port}", [tensor], T=switch.attr["T"])
+    return graph.add_node("Identity", f"{switch}/branch_{port}", [f"{switch}:{port}"], T=tf.bool)
+
+
+def _switch_of(graph: Graph, condition: str) -> str:
+    """Returns a Switch that hands a condition itself on; adds it if there is none."""
+    source = condition
+    while source:
+        for edge in graph.consumers(source):
+            if edge.consumer.op == "Switch" and {canonical(name) for name in edge.consumer.input} == {source}:
+                return edge.consumer.name
+        node = graph.node(source)
+        source = canonical(node.input[0]) if node.op == "Identity" else ""
+    return graph.add_node("Switch", f"{condition.replace(':', '_')}/branches", [condition, condition], T=tf.bool)
 
 
 def _move_in(graph: Graph, node: NodeDef, port: int, source: NodeDef, pivot: str, readers: set[str]) -> None:

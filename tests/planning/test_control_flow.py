@@ -108,6 +108,18 @@ def test_a_branch_is_quantised_whether_or_not_an_example_takes_it(old_control_fl
     np.testing.assert_array_equal(found[[1, 3]], 0)
 
 
+def test_weights_of_a_branch_are_in_the_graph_once(old_control_flow):
+    """As INT8 constants of the branch alone: no Switch hands the FP32 ones on any more."""
+    prepared, conversion = converted(branched(), [{"x": np.full((8, 8, 4), 0.5, np.float32)}])
+    for graph_def, dtype in ((prepared.graph.to_graph_def(), tf.float32), (conversion.graph_def, tf.qint8)):
+        values = [tf.make_ndarray(node.attr["value"].tensor) for node in graph_def.node if node.op == "Const"]
+        weights = [value for value in values if value.ndim == 4 and value.any()]
+        assert sorted(value.shape for value in weights) == [(3, 3, 4, 8), (3, 3, 8, 6)]
+        assert {value.dtype for value in weights} == {np.dtype(dtype.as_numpy_dtype)}
+    switches = [node for node in conversion.graph_def.node if node.op == "Switch"]
+    assert len({node.name for node in switches if node.input[0] == node.input[1]}) == 1
+
+
 def test_a_branch_that_no_example_takes_stays_fp32_and_says_so(old_control_flow):
     graph_def = branched()
     prepared, conversion = converted(graph_def, [{"x": np.full((8, 8, 4), -1, np.float32)}])
