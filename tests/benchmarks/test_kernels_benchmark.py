@@ -18,6 +18,7 @@ from quantizer_core.calibration.observer import Observer
         (Layer("3×3", 3, 8), 36, "Conv2D"),
         (Layer("depthwise", 3, 8, depthwise=True), 4.5, "DepthwiseConv2dNative"),
         (Layer("matrix", 0, 8), 4, "MatMul"),
+        (Layer("matrices in a chain", 0, 8, chained=True), 4, "MatMul"),
     ],
 )
 def test_layers_make_the_products_that_planning_counts(
@@ -33,7 +34,10 @@ def test_layers_make_the_products_that_planning_counts(
     with Observer(prepared, 1) as observer:
         statistics = observer.observe([{"x": np.ones(shape[1:], np.float32)}])
     nodes = qc.make_plan(prepared, statistics, config).computing()
-    assert [f"{int(products + 0.01)} products a value are few" in node.reason for node in nodes] == [True] * len(nodes)
+    few = (
+        "come out, 256 products in all are few" if layer.chained else f"{int(products + 0.01)} products a value are few"
+    )
+    assert [few in node.reason for node in nodes] == [True] * kernels.LAYERS
 
 
 def test_the_table_has_a_row_a_layer_and_batch() -> None:
