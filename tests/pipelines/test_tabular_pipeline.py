@@ -29,12 +29,11 @@ from pipelines.local import metadata_path
 from pipelines.record import RunRecord, latest_run
 from pipelines.serve_back import classify, first_examples
 from pipelines.tabular import local_runner, make_data
-from pipelines.tabular.pipeline import PIPELINE_NAME, PREPROCESS, create_pipeline, eval_config
+from pipelines.tabular.pipeline import CONFIG, PIPELINE_NAME, PREPROCESS, create_pipeline, eval_config
 from pipelines.tabular.predictions import read_predictions
 from pipelines.tabular.preprocessing import MEASUREMENTS
 from pipelines.tabular.trainer import TRANSFORMED_SIGNATURE
 from quantizer_core.calibration.run import calibrate
-from quantizer_core.config import QuantizationConfig
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.summarize import input_specs
@@ -218,7 +217,7 @@ def _sign_flipped(frozen_uri: str, examples: list[bytes], directory: Path) -> st
             node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(-value))
             flipped += 1
     assert flipped == 1
-    config = QuantizationConfig(inputs=(MEASUREMENTS,), outputs=("logits",), preprocess=PREPROCESS)
+    config = dataclasses.replace(CONFIG, inputs=(MEASUREMENTS,), outputs=("logits",))
     prepared = prepare(graph_def, config)
     run = calibrate(prepared, examples, config)
     conversion = convert(prepared, run.statistics, config, run.sample)
@@ -288,7 +287,7 @@ def test_model_that_mistakes_its_examples_is_refused_beside_the_one_blessed_last
     wrong = dataclasses.replace(PREPROCESS, kind="module", features={}, module_file=str(module))
     pushed_before = sorted(os.listdir(os.path.join(output, "serving")))
     local_runner.run(
-        output, quantization_config=QuantizationConfig(preprocess=wrong), min_accuracy=0.0, baseline="blessed"
+        output, quantization_config=dataclasses.replace(CONFIG, preprocess=wrong), min_accuracy=0.0, baseline="blessed"
     )
     now = _record(output)
     assert {step for step, state in now.states.items() if state == "CACHED"} == set(STEPS[: STEPS.index("Quantizer")])
