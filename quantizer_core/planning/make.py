@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from quantizer_core.calibration.methods import select_range
@@ -18,7 +18,7 @@ from quantizer_core.planning.equalize import equalize
 from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, ordered
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
-from quantizer_core.planning.structure import Bans, Step, Structure
+from quantizer_core.planning.structure import Bans, Step, Structure, joined
 from quantizer_core.planning.work import work_of
 from quantizer_core.runtime import batch_limit, has_vnni
 from quantizer_core.types import ObservedTensor, PreparedGraph, Range
@@ -193,37 +193,36 @@ class _Planner:
         it saves. Of matrix products that hand codes to each other, the kernels may: that of a few rows takes
         microseconds however small it is.
         """
-        slow = {}
-        for island in _islands(structure):
+        slow: dict[str, str] = {}
+        for island in structure.islands():
             kernels = [step for step in island if step.form in ("convolution", "matmul")]
-            products = all(step.op == "MatMul" for step in kernels)
-            if products or (len(island) == 1 and not island[0].summand):
-                slow.update(self._too_little(kernels, island))
+            if all(step.op == "MatMul" for step in kernels) or (len(island) == 1 and not island[0].summand):
+                reason = self._too_little(island, kernels)
+                if reason:
+                    slow.update(dict.fromkeys((step.name for step in kernels), reason))
         self._refuse(slow)
         return bool(slow)
 
-    def _too_little(self, kernels: Sequence[Step], island: Sequence[Step]) -> dict[str, str]:
-        """Returns why these kernels between floats (one, or matrix products) would be slower in INT8, or nothing."""
-        work = [work_of(self.graph, self.graph.node(step.name)) for step in kernels]
-        read = {source for step in island for source in (*step.sources, step.summand)}
-        products = sum(each.products for each in work)
-        made = sum(each.made for step, each in zip(kernels, work, strict=True) if step.output not in read)
-        entries = {source: each.read for step, each in zip(kernels, work, strict=True) for source in step.sources}
-        for step in island:
-            entries.pop(step.output, None)
-        values = made + sum(entries.values())
+    def _too_little(self, island: Sequence[Step], kernels: Sequence[Step]) -> str:
+        """Returns why an island's kernels, one or matrix products, would be slower in INT8, or ""."""
+        read = {source for step in island for source in step.sources}
+        outputs = {step.output for step in island}
+        work = [(step, work_of(self.graph, self.graph.node(step.name))) for step in kernels]
+        products = sum(each.products for _, each in work)
+        entries = {step.sources[0]: each.read for step, each in work if step.sources[0] not in outputs}
+        values = sum(entries.values()) + sum(each.made for step, each in work if step.output not in read)
         fixed = 0.0
         if kernels[0].op == "MatMul":
             fixed = (KERNEL_PRODUCTS * len(kernels) + ENTRY_PRODUCTS * len(entries)) / max(self.rows / READING_ROWS, 1)
         if products >= self.enough_products * values + fixed:
-            return {}
+            return ""
         if len(kernels) > 1:
             few = f"floats go into {len(kernels)} matrix products and come out, {products:,} products in all"
         else:
             share = products / values
             count = f"{share:.0f} products a value" if share < self.enough_products else f"{products:,} products"
             few = f"it reads floats, floats read it, and {count}"
-        return {step.name: f"{few} are few: {SLOWER}" for step in kernels}
+        return f"{few} are few: {SLOWER}"
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 
@@ -372,40 +371,10 @@ class _Planner:
         )
 
 
-def _islands(structure: Structure) -> list[list[Step]]:
-    """Returns the sets of steps that hand codes to each other, steps and sets in order of appearance."""
-    steps = {step.name: step for step in structure.steps}
-    joined = _joined(
-        [step.name, *(source for source in (*step.sources, step.summand) if source in structure.producers), step.output]
-        for step in structure.steps
-    )
-    return [[steps[member] for member in members if member in steps] for members in joined]
-
-
 def _classes(steps: list[Step]) -> list[list[str]]:
     """Returns the sets of tensors that must share dtype and range, members and sets in order of appearance."""
     sets: list[list[str]] = []
     for step in steps:
         tensors = [*step.sources, step.output] if step.integer else list(step.sources)
         sets.extend([tensors] if step.form in ("pool", "concat", "move") else [[tensor] for tensor in tensors])
-    return _joined(sets)
-
-
-def _joined(sets: Iterable[Sequence[str]]) -> list[list[str]]:
-    """Joins sets that overlap; members and sets are in order of appearance."""
-    parent: dict[str, str] = {}
-
-    def find(member: str) -> str:
-        parent.setdefault(member, member)
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    for members in sets:
-        for member in members:
-            parent[find(member)] = find(members[0])
-    joined: dict[str, list[str]] = defaultdict(list)
-    for member in list(parent):
-        joined[find(member)].append(member)
-    return list(joined.values())
+    return joined(sets)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.planning import passive
@@ -93,6 +94,15 @@ class Structure:
         self._entries.update(source for source in step.sources if source not in self.producers)
         if step.integer:
             self.producers[step.output] = step
+
+    def islands(self) -> list[list[Step]]:
+        """Returns the sets of steps that hand codes to each other, steps and sets in order of appearance."""
+        steps = {step.name: step for step in self.steps}
+        sets = [
+            [step.name, *(tensor for tensor in (*step.sources, step.summand) if tensor in self.producers), step.output]
+            for step in self.steps
+        ]
+        return [[steps[member] for member in members if member in steps] for members in joined(sets)]
 
     # --- who would read integers ----------------------------------------------------------------------------------
 
@@ -203,3 +213,23 @@ class Structure:
             return
         form = "pool" if node.op in passive.POOL_OPS else "concat" if node.op in passive.CONCAT_OPS else "move"
         self._add(Step(node.name, node.op, form, tuple(read), node.name))
+
+
+def joined(sets: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Joins sets that overlap; members and sets are in order of appearance."""
+    parent: dict[str, str] = {}
+
+    def find(member: str) -> str:
+        parent.setdefault(member, member)
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    for members in sets:
+        for member in members:
+            parent[find(member)] = find(members[0])
+    members_of: dict[str, list[str]] = defaultdict(list)
+    for member in list(parent):
+        members_of[find(member)].append(member)
+    return list(members_of.values())
