@@ -210,8 +210,9 @@ class Emitter:
     ) -> IntTensor:
         """Adds a fused NHWC convolution: bias, optional sum, optional Relu, requantisation.
 
-        The generic fused kernels are used, which take u8 and s8 inputs and outputs alike. A sum needs a quint8
-        summand, a Relu after it and a quint8 output; other sums lose codes above 127 or end the process. Its kernel
+        The generic fused kernels are used, which take u8 and s8 inputs and outputs alike. Codes of a quint8 output
+        end at zero, so that a Relu before them would only take time; but a sum is refused without one. A sum needs a
+        quint8 summand, a Relu after it and a quint8 output; other sums lose codes above 127 or end the process. Its kernel
         is called through a function that guards the summand (see ``sums``). A 1×1 filter that skips pixels may get a
         second column of zeros (see ``_without_unit_filter``).
 
@@ -223,7 +224,7 @@ class Emitter:
           bias: float32 [output channels].
           dtype: ``qint8`` or ``quint8`` output.
           limit: the largest magnitude of the output, in real units; what lies beyond is clipped.
-          relu: clip below zero (a quint8 output does so by itself).
+          relu: clip below zero.
           summand: added before the Relu; of the output's shape, else the step fails.
           strides, padding, explicit_paddings, dilations: as the FP32 op's attributes.
           device: device string of the node.
@@ -249,7 +250,7 @@ class Emitter:
             device_types.append(getattr(tf, summand.dtype))
             host_inputs.extend(self.bounds(summand))
             fused_ops.append("Sum")
-        if relu:
+        if relu and (dtype == QINT8 or summand is not None):
             fused_ops.append("Relu")
         fused_ops.append("Requantize")
         host_inputs.extend(self.range_const(value, source.name) for value in (result.low, result.limit))

@@ -162,6 +162,20 @@ def test_concat_of_different_ranges_is_refused():
         emitter.concat("concat", [source, emitter.quantize("a", "r", QINT8, 2.0)], 1)
 
 
+@pytest.mark.parametrize("dtype", [QUINT8, QINT8])
+def test_a_relu_is_in_the_kernel_only_where_codes_go_below_zero(dtype):
+    values = np.float32([-1e30, -300, -1, -1e-3, 0, 0.3, 1, 1e30])
+    graph, emitter = new_graph(x=(1, 1, 1, 1))
+    weights = quantize_weights(np.zeros((1, 1, 1, values.size), np.float32))
+    result = emitter.convolution(
+        "Conv2D", "c", emitter.quantize("x", "q", QUINT8, 1.0), weights, values, dtype=dtype, limit=1.0, relu=True
+    )
+    fused = [bytes(name) for name in graph.node("c").attr["fused_ops"].list.s]
+    assert fused == [b"BiasAdd", *([b"Relu"] if dtype == QINT8 else []), b"Requantize"]
+    found = run(graph, emitter.dequantize(result, "d"), {"x": np.zeros((1, 1, 1, 1), np.float32)})
+    np.testing.assert_allclose(found.ravel(), np.clip(values, 0, 1), atol=result.limit / 250)
+
+
 def test_a_sum_that_the_kernel_gets_wrong_is_refused():
     _graph, emitter = new_graph(x=(1, 4, 4, 8))
     weights = quantize_weights(np.ones((1, 1, 8, 8), np.float32))
