@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from quantizer_core.calibration.command import command_words, run_command
-from quantizer_core.calibration.fixed_point import to_limbs
+from quantizer_core.calibration.fixed_point import limb_sums
 from quantizer_core.calibration.instrument import instrument
 from quantizer_core.calibration.log import LogReader, Record
 from quantizer_core.calibration.run import CalibrationRun, checked
@@ -213,9 +213,9 @@ def _statistics(record: Record) -> TensorStatistics:
         minimum=float(minima.min()),
         maximum=float(maxima.max()),
         finite=len(minima),
-        extreme_sums=to_limbs(np.stack([minima, maxima])).sum(-1),
+        extreme_sums=limb_sums(np.stack([minima, maxima]), -1),
         keys=bins,
         counts=totals,
-        channel_sums=to_limbs(channels[0]).sum(1) if channels else None,
+        channel_sums=limb_sums(channels[0], 0) if channels else None,
         channel_extremes=join_extremes(channels[1], channels[1]) if len(channels) > 1 else None,
     )

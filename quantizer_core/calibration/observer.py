@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import graph_pb2
 
-from quantizer_core.calibration.fixed_point import to_limbs
+from quantizer_core.calibration.fixed_point import limb_sums, to_limbs
 from quantizer_core.calibration.sporadic import Seen, SporadicTensors
 from quantizer_core.calibration.statistics import NUM_BINS, CalibrationStatistics, TensorStatistics, join_extremes
 from quantizer_core.errors import GraphError
@@ -45,6 +45,8 @@ _SMALL = 1 << 17
 # Channels that fill a register of AVX2.
 _VECTOR = 8
 _SCOPE = "quantizer_observer"
+# Mean, minimum and maximum that change none.
+_NOTHING = np.array([0, np.inf, -np.inf], np.float32)[:, None, None]
 
 
 class Observer:
@@ -215,7 +217,10 @@ class Observer:
             np.concatenate([maxima, _by_tensor(np.maximum, by_channel[2], channels)]),
         )
         if self._averaged:
-            self._add_channels(by_channel, np.repeat(finite[len(minima) :].T, channels, axis=1))
+            kept = finite[len(minima) :]
+            if not kept.all():
+                by_channel = np.where(np.repeat(kept.T, channels, axis=1), by_channel, _NOTHING)
+            self._add_channels(by_channel)
         self._add_samples(steps, finite)
 
     def _add_extremes(self, indices: Sequence[int], minima: np.ndarray, maxima: np.ndarray) -> np.ndarray:
@@ -231,15 +236,15 @@ class Observer:
         self._minima[indices] = np.minimum(self._minima[indices], np.where(finite, minima, np.inf).min(1))
         self._maxima[indices] = np.maximum(self._maxima[indices], np.where(finite, maxima, -np.inf).max(1))
         both = np.where(finite, np.stack([minima, maxima]), 0)  # [2, tensors, examples]
-        self._extreme_sums[:, :, indices] += to_limbs(both).sum(-1)
+        self._extreme_sums[:, :, indices] += limb_sums(both, -1)
         return finite
 
-    def _add_channels(self, by_channel: np.ndarray, kept: np.ndarray) -> None:
-        """Adds means, minima and maxima of the channels, [3, examples, all channels], where ``kept`` says so."""
+    def _add_channels(self, by_channel: np.ndarray) -> None:
+        """Adds means, minima and maxima of the channels, [3, examples, all channels]."""
         means, minima, maxima = by_channel
-        sums = to_limbs(np.where(kept & np.isfinite(means), means, 0)).sum(1)
-        extremes = np.stack([np.where(kept, minima, np.inf).min(0), np.where(kept, maxima, -np.inf).max(0)])
-        extremes = extremes.astype(np.float32)
+        measured = np.isfinite(means)  # finite values may have an infinite sum
+        sums = limb_sums(means if measured.all() else np.where(measured, means, 0), 0)
+        extremes = np.stack([minima.min(0), maxima.max(0)])
         first = self._channel_sums is None
         self._channel_sums = sums if first else self._channel_sums + sums
         self._channel_extremes = join_extremes(extremes, extremes if first else self._channel_extremes)

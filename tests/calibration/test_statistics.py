@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantizer_core.calibration.fixed_point import mean_of_limbs, to_limbs
+from quantizer_core.calibration.fixed_point import limb_sums, mean_of_limbs, to_limbs
 from quantizer_core.calibration.statistics import CalibrationStatistics, TensorStatistics, check_finite
 from quantizer_core.errors import DataError
 
@@ -153,6 +153,15 @@ def test_fixed_point_means_are_exact_to_the_resolution(values: list[float]) -> N
     limbs = sum(to_limbs(np.array([value], np.float32)) for value in values)
     exact = sum(Fraction(float(np.float32(value))) for value in values) / len(values)
     assert abs(float(mean_of_limbs(limbs, len(values))[0]) - float(exact)) <= 2.0**-40 + 1e-15 * abs(float(exact))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 7), (40, 3_000), (3, 20_000), (2, 4, 5)])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_fixed_point_sums_are_those_of_each_value(shape: tuple[int, ...], axis: int) -> None:
+    values = np.random.default_rng(0).normal(0, 1e4, shape).astype(np.float32)
+    found = limb_sums(values, axis)
+    np.testing.assert_array_equal(found, to_limbs(values).sum(axis if axis < 0 else axis + 1))
+    assert found.dtype == np.int64
 
 
 def test_fixed_point_clips_what_it_cannot_hold() -> None:
