@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import re
 import threading
@@ -34,6 +35,9 @@ _ISA_WITH_AVX_VNNI_ONLY = frozenset({"AVX2_VNNI", "AVX2_VNNI_2"})
 _NODE_LINE, _NODE_MARK = re.compile(r"Node: '(.*)'"), re.compile(r"\{\{node ([^}]*)\}\}")
 _HEADING = re.compile(r"Graph execution error|Detected at node|\d+ root error|\[\[|Original stack trace|File \"")
 _ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+:\s*)?")
+
+# Bytes: memory that begins at a multiple of them TensorFlow takes as it is, and copies other.
+_ALIGNMENT = 64
 
 # A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch.
 _PROBE_BATCH = 509
@@ -346,7 +350,7 @@ def stack_batch(
       size: examples in the batch; ``batch_limit`` goes before it where the graph fixes its batch.
 
     Returns:
-      Input name → array of shape [size, …].
+      Input name → array of shape [size, …], which a session takes without copying it.
 
     Raises:
       DataError: if there are no or too many examples, an input is missing or the examples' shapes differ.
@@ -370,8 +374,18 @@ def stack_batch(
                 f"examples of one batch differ in shape or dtype for the graph input {spec.name!r}: "
                 f"{', '.join(shapes)}; use batch_size 1"
             )
-        feeds[spec.name] = np.stack(values + values[-1:] * (size - len(values)))
+        values += values[-1:] * (size - len(values))
+        feeds[spec.name] = np.stack(values, out=aligned((size, *values[0].shape), values[0].dtype))
     return feeds
+
+
+def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Returns a new array, not filled, whose memory TensorFlow takes as it is instead of copying it."""
+    if dtype.hasobject:
+        return np.empty(shape, dtype)
+    memory = np.empty(math.prod(shape) * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    return np.ndarray(shape, dtype, memory, start)
 
 
 def check_machine() -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from quantizer_core.errors import ConfigError, DataError, nearest
+from quantizer_core.runtime import aligned
 from quantizer_core.types import TensorSpec
 
 Feeds = dict[str, np.ndarray]
@@ -87,13 +88,19 @@ def save_feeds(feeds: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def load_feeds(path: Path) -> Feeds:
-    """Reads what ``save_feeds`` wrote; raises DataError for a file of anything else."""
+    """Reads what ``save_feeds`` wrote, into memory that TensorFlow need not copy at each step.
+
+    Raises:
+      DataError: if the file holds anything else.
+    """
     example = tf.train.Example()
     feeds = {}
     try:
         example.ParseFromString(path.read_bytes())
         for name, feature in example.features.feature.items():
-            feeds[name] = tf.make_ndarray(tensor_pb2.TensorProto.FromString(feature.bytes_list.value[0]))
+            value = tf.make_ndarray(tensor_pb2.TensorProto.FromString(feature.bytes_list.value[0]))
+            feeds[name] = aligned(value.shape, value.dtype)
+            feeds[name][...] = value
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise DataError(f"{path} holds no feeds: {error}") from None
     return feeds

@@ -134,6 +134,32 @@ def test_a_short_batch_is_filled_with_its_last_example() -> None:
     np.testing.assert_array_equal(batch[:, 0], [0, 1, 1, 1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int64", "float64", "bool", "S3"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_lies_where_tensorflow_need_not_copy_it(dtype: str, size: int) -> None:
+    spec = TensorSpec("x", "string" if dtype == "S3" else dtype, (-1, 5, 3))
+    examples = [{"x": np.arange(index, index + 15).reshape(5, 3).astype(dtype)} for index in range(size)]
+    batch = runtime.stack_batch(examples, [spec], size)["x"]
+    assert batch.ctypes.data % 64 == 0 and batch.flags.c_contiguous and batch.flags.writeable
+    assert batch.dtype == dtype
+    np.testing.assert_array_equal(batch, np.stack([example["x"] for example in examples]))
+
+
+def test_a_step_leaves_memory_that_it_shares_unchanged() -> None:
+    with tf.Graph().as_default() as graph:
+        x = tf.placeholder(tf.float32, [None, 3], name="x")
+        tf.nn.relu(tf.identity(x) - 1, name="y")
+        tf.nn.relu(x, name="z")
+    examples = [{"x": np.full(3, value, np.float32)} for value in (-1, 2)]
+    batch = runtime.stack_batch(examples, [X], 2)
+    with runtime.GraphSession(graph.as_graph_def(), [X], ["y", "z"]) as session:
+        for _ in range(3):
+            y, z = session.run(batch)
+            np.testing.assert_array_equal(y[:, 0], [0, 1])
+            np.testing.assert_array_equal(z[:, 0], [0, 2])
+            np.testing.assert_array_equal(batch["x"][:, 0], [-1, 2])
+
+
 def test_a_fixed_batch_goes_before_the_size_asked_for() -> None:
     fixed = TensorSpec("x", "float32", (1, 3))
     assert runtime.stack_batch([{"x": np.zeros(3, np.float32)}], [fixed], 16)["x"].shape == (1, 3)
