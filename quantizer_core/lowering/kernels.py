@@ -212,9 +212,9 @@ class Emitter:
 
         The generic fused kernels are used, which take u8 and s8 inputs and outputs alike. Codes of a quint8 output
         end at zero, so that a Relu before them would only take time; but a sum is refused without one. A sum needs a
-        quint8 summand, a Relu after it and a quint8 output; other sums lose codes above 127 or end the process. Its kernel
-        is called through a function that guards the summand (see ``sums``). A 1×1 filter that skips pixels may get a
-        second column of zeros (see ``_without_unit_filter``).
+        quint8 summand, a Relu after it and a quint8 output; other sums lose codes above 127 or end the process. Its
+        kernel is called through a function that guards the summand (see ``sums``). A 1×1 filter that skips pixels may
+        get a second column of zeros (see ``_without_unit_filter``).
 
         Args:
           op: ``Conv2D`` or ``DepthwiseConv2dNative``.
