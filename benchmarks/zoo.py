@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -23,6 +23,9 @@ from benchmarks import tables
 from benchmarks.common import ROOT, child, shared_data, zoo_graph
 from benchmarks.graphs import WEIGHTED
 from quantizer_core.zoo import load_models, zoo_model
+
+if TYPE_CHECKING:
+    from quantizer_core.speed.measure import Timing
 
 #: Bars: share of the kernels with weights in INT8; mean cosine of a classifier's logits; share of FP32's boxes found.
 SHARE, COSINE, BOXES = 0.95, 0.99, 0.9
@@ -167,26 +170,19 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(x @ y / max(1e-30, np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-def milliseconds(name: str, path: Path, seconds: float = 4.0) -> float:
-    """Returns the median time of a step of batch 1, after two that do not count."""
+def milliseconds(name: str, fp32: Path, int8: Path, repeats: int, seconds: float = 4.0) -> tuple[Timing, Timing]:
+    """Times steps of batch 1 of both graphs in turn, with as many threads as there are processors."""
     from quantizer_core.graph.files import load_graph
     from quantizer_core.graph.summarize import input_specs
-    from quantizer_core.runtime import GraphSession, stack_batch
+    from quantizer_core.runtime import processors
+    from quantizer_core.speed.measure import Bench, Setting
 
-    model = zoo_model(name)
-    graph = load_graph(str(path))
-    inputs = input_specs(graph, model.config.inputs)
-    feeds = stack_batch(decoded(name, inputs, 1), inputs, 1)
-    times: list[float] = []
-    with GraphSession(graph, inputs, model.config.outputs) as session:
-        for _ in range(2):
-            session.run(feeds)
-        end = time.perf_counter() + seconds
-        while len(times) < 3 or time.perf_counter() < end:
-            start = time.perf_counter()
-            session.run(feeds)
-            times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    config = zoo_model(name).config
+    graphs = {path.stem: load_graph(str(path)) for path in (fp32, int8)}
+    inputs = input_specs(graphs[fp32.stem], config.inputs)
+    with Bench(graphs, inputs, config.outputs, decoded(name, inputs, 1)) as bench:
+        plain, ours = bench.time([Setting(processors(), 1)], repeats, seconds)
+    return plain, ours
 
 
 def measure(name: str, folder: Path, repeats: int) -> Result:
@@ -203,14 +199,11 @@ def measure(name: str, folder: Path, repeats: int) -> Result:
     seconds = time.perf_counter() - start
     task = ("-m", "benchmarks.zoo", "--model", name, "--task")
     close, boxes = json.loads(child(*task, "compare", str(fp32), str(int8)))
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for path, found in zip((fp32, int8), times, strict=True):
-            found.append(float(child(*task, "time", str(path))))
+    plain, ours = milliseconds(name, fp32, int8, repeats)
     counts = [count for op, count in facts["by_op"].items() if op in WEIGHTED]
     return Result(
         name, (sum(done for done, _ in counts), sum(total for _, total in counts)), close, boxes,
-        tuple(times[0]), tuple(times[1]), facts["int8_bytes"] / facts["fp32_bytes"], seconds,
+        plain.milliseconds, ours.milliseconds, facts["int8_bytes"] / facts["fp32_bytes"], seconds,
     )  # fmt: skip
 
 
@@ -233,7 +226,7 @@ def cells(result: Result) -> tuple[str, ...]:
 def markdown(results: Sequence[Result], machine: str) -> str:
     """Returns the table in Markdown."""
     lines = [
-        f"Measured on {machine}; batch 1, TensorFlow's own choice of threads, {len(results[0].fp32)} repeats in turn.",
+        f"Measured on {machine}; batch 1, a thread a processor, {len(results[0].fp32)} repeats in turn.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
@@ -252,7 +245,7 @@ def markdown(results: Sequence[Result], machine: str) -> str:
               help="Write the table into this file too, between its marks.")  # fmt: skip
 @click.option("--amplification", is_flag=True,
               help="Only print each classifier's cosine if nothing but activations is rounded to 8 bits.")  # fmt: skip
-@click.option("--task", type=click.Choice(["compare", "time", "amplify"]), hidden=True)
+@click.option("--task", type=click.Choice(["compare", "amplify"]), hidden=True)
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 def main(
     models: tuple[str, ...], repeats: int, folder: Path, page: Path | None, amplification: bool, task: str | None,
@@ -262,9 +255,6 @@ def main(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if task == "compare":
         click.echo(json.dumps(closeness(models[0], *paths)))
-        return
-    if task == "time":
-        click.echo(milliseconds(models[0], *paths))
         return
     if task == "amplify":
         click.echo(json.dumps(amplified(models[0], *paths)))
