@@ -18,13 +18,18 @@ def python_child(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-def child(*arguments: str) -> str:
-    """Does the same and returns the last line that it prints; raises ClickException with its last word if it fails."""
+def output_of(*arguments: str) -> str:
+    """Does the same and returns all that it prints; raises ClickException with its last word if it fails."""
     done = python_child(*arguments)
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
     if done.returncode:
-        reason = lines[-1] if lines else f"the process ended with {done.returncode}"
-        raise click.ClickException(f"{' '.join(arguments)}: {reason}")
+        lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+        raise click.ClickException(f"{' '.join(arguments)}: {lines[-1]}")
+    return done.stdout
+
+
+def child(*arguments: str) -> str:
+    """Does the same and returns the last line that it prints."""
+    lines = output_of(*arguments).strip().splitlines()
     return lines[-1] if lines else ""
 
 

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks import tables
-from benchmarks.common import ROOT, child, shared_data, zoo_graph
+from benchmarks.common import ROOT, child, output_of, shared_data, zoo_graph
 from benchmarks.graphs import WEIGHTED
 from quantizer_core.zoo import load_models, zoo_model
 
@@ -190,7 +190,7 @@ def measure(name: str, folder: Path, repeats: int) -> Result:
     fp32, int8 = zoo_graph(name, folder / f"{name}.pb"), folder / f"{name}_int8.pb"
     start = time.perf_counter()
     facts = json.loads(
-        child(
+        output_of(
             *("-m", "quantizer_core.cli.main", "model-zoo", "--model", name, "--in_graph", str(fp32)),
             *("--out_graph", str(int8), "--data_location", str(shared_data() / "images" / "nips2017_dev")),
             *("--num_calibration_examples", str(CALIBRATION), "--overwrite", "--json"),
