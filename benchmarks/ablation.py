@@ -19,7 +19,7 @@ import click
 
 from benchmarks import tables
 from benchmarks.accuracy_cases import CASES
-from benchmarks.common import ROOT, python_child, shared_data
+from benchmarks.common import ROOT, last_word, python_child, shared_data
 
 #: Name → what differs from the defaults.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -95,7 +95,7 @@ def _child(name: str, variants: Sequence[str], folds: int) -> list[Result]:
     command += [part for variant in variants for part in ("--variant", variant)]
     run = python_child(*command)
     if run.returncode:
-        raise click.ClickException(f"{name}: {(run.stderr.strip().splitlines() or ['it failed'])[-1]}")
+        raise click.ClickException(f"{name}: {last_word(run)}")
     return [Result(**json.loads(line)) for line in run.stdout.splitlines() if line.startswith("{")]
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks import accuracy_table, peers, tables
 from benchmarks.accuracy_cases import CASES, MOST_VIEWS
 from benchmarks.accuracy_table import COLUMNS, Row
-from benchmarks.common import ROOT, python_child, shared_data
+from benchmarks.common import ROOT, last_line, last_word, python_child, shared_data
 
 #: What can be simulated: the kind of processor → the weights that are made for it.
 SIMULATED = {"vnni": {"reduce_range": "off"}, "no_vnni": {"reduce_range": "on"}}
@@ -105,9 +105,8 @@ def _child(*arguments: str) -> str:
     """Runs a task of this file in a new process and returns the last line that it prints; raises RuntimeError."""
     run = python_child("-m", "benchmarks.accuracy", *arguments)
     if run.returncode != 0:
-        lines = [line for line in run.stderr.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"the process ended with {run.returncode}")
-    return run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
+        raise RuntimeError(last_word(run))
+    return last_line(run.stdout)
 
 
 def measure_ours(name: str, settings: str, tool: str, folds: int, views: int, simulated: str) -> Row:

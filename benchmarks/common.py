@@ -22,14 +22,23 @@ def output_of(*arguments: str) -> str:
     """Does the same and returns all that it prints; raises ClickException with its last word if it fails."""
     done = python_child(*arguments)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-        raise click.ClickException(f"{' '.join(arguments)}: {lines[-1]}")
+        raise click.ClickException(f"{' '.join(arguments)}: {last_word(done)}")
     return done.stdout
 
 
 def child(*arguments: str) -> str:
     """Does the same and returns the last line that it prints."""
-    lines = output_of(*arguments).strip().splitlines()
+    return last_line(output_of(*arguments))
+
+
+def last_word(done: subprocess.CompletedProcess[str]) -> str:
+    """Returns why a process failed, as the last line of its errors says."""
+    return last_line(done.stderr) or f"the process ended with {done.returncode}"
+
+
+def last_line(text: str) -> str:
+    """Returns the last line of a text that holds more than blanks, or ""."""
+    lines = text.strip().splitlines()
     return lines[-1] if lines else ""
 
 

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from benchmarks import tables
-from benchmarks.common import ROOT, python_child, shared_data
+from benchmarks.common import ROOT, last_line, last_word, python_child, shared_data
 from benchmarks.graph_cases import GRAPH_CASES, Figures
 
 #: The ops whose share in INT8 is held to ``SHARE``.
@@ -137,8 +137,8 @@ def run(name: str, settings: str = "{}") -> Result:
     """Measures one graph in a process of its own; raises ClickException with its last words."""
     done = python_child("-m", "benchmarks.graphs", "--task", "--graph", name, "--config", settings)
     if done.returncode:
-        raise click.ClickException(f"{name}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
-    return Result.from_json(done.stdout.strip().splitlines()[-1])
+        raise click.ClickException(f"{name}: {last_word(done)}")
+    return Result.from_json(last_line(done.stdout))
 
 
 def cells(result: Result) -> tuple[str, ...]:

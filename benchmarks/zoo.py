@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ class Result:
       weighted: nodes of ``WEIGHTED`` in INT8, and all.
       closeness: mean cosine of the logits, or share of FP32's boxes that INT8 finds.
       boxes: how many boxes of FP32 that is the share of; 0 for classifiers.
-      fp32, int8: milliseconds a step of batch 1, one a repeat.
+      fp32, int8: the times of a step of batch 1, which took turns.
       size: bytes of the INT8 graph over those of the FP32 graph.
       seconds: the whole command.
     """
@@ -52,15 +51,10 @@ class Result:
     weighted: tuple[int, int]
     closeness: float
     boxes: int
-    fp32: tuple[float, ...]
-    int8: tuple[float, ...]
+    fp32: Timing
+    int8: Timing
     size: float
     seconds: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast INT8 is: the median of the repeats, of which each has both."""
-        return statistics.median(one / other for one, other in zip(self.fp32, self.int8, strict=True))
 
     @property
     def missed(self) -> list[str]:
@@ -70,7 +64,7 @@ class Result:
             found.append("share in INT8")
         if self.closeness < (BOXES if self.boxes else COSINE):
             found.append("closeness")
-        if self.ratio <= 1:
+        if self.int8.speedup_over(self.fp32)[0] <= 1:
             found.append("speed")
         return found
 
@@ -170,7 +164,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(x @ y / max(1e-30, np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-def milliseconds(name: str, fp32: Path, int8: Path, repeats: int, seconds: float = 4.0) -> tuple[Timing, Timing]:
+def timed(name: str, fp32: Path, int8: Path, repeats: int, seconds: float = 4.0) -> tuple[Timing, Timing]:
     """Times steps of batch 1 of both graphs in turn, with as many threads as there are processors."""
     from quantizer_core.graph.files import load_graph
     from quantizer_core.graph.summarize import input_specs
@@ -197,27 +191,25 @@ def measure(name: str, folder: Path, repeats: int) -> Result:
         )
     )
     seconds = time.perf_counter() - start
-    task = ("-m", "benchmarks.zoo", "--model", name, "--task")
-    close, boxes = json.loads(child(*task, "compare", str(fp32), str(int8)))
-    plain, ours = milliseconds(name, fp32, int8, repeats)
+    compare = ("-m", "benchmarks.zoo", "--model", name, "--task", "compare", str(fp32), str(int8))
+    close, boxes = json.loads(child(*compare))
     counts = [count for op, count in facts["by_op"].items() if op in WEIGHTED]
     return Result(
         name, (sum(done for done, _ in counts), sum(total for _, total in counts)), close, boxes,
-        plain.milliseconds, ours.milliseconds, facts["int8_bytes"] / facts["fp32_bytes"], seconds,
+        *timed(name, fp32, int8, repeats), facts["int8_bytes"] / facts["fp32_bytes"], seconds,
     )  # fmt: skip
 
 
 def cells(result: Result) -> tuple[str, ...]:
     """Returns a result's texts, one a column."""
     close = f"{result.closeness:.1%} of {result.boxes} boxes" if result.boxes else f"cosine {result.closeness:.4f}"
-    spread = sorted(one / other for one, other in zip(result.fp32, result.int8, strict=True))
     return (
         result.name,
         "{} of {}".format(*result.weighted),
         close,
-        f"{statistics.median(result.fp32):.1f}",
-        f"{statistics.median(result.int8):.1f}",
-        tables.times(result.ratio, spread[0], spread[-1]),
+        f"{result.fp32.latency:.1f}",
+        f"{result.int8.latency:.1f}",
+        tables.times(*result.int8.speedup_over(result.fp32)),
         f"{result.size:.2f} ×",
         f"{result.seconds:.0f}",
     )
@@ -226,7 +218,7 @@ def cells(result: Result) -> tuple[str, ...]:
 def markdown(results: Sequence[Result], machine: str) -> str:
     """Returns the table in Markdown."""
     lines = [
-        f"Measured on {machine}; batch 1, a thread a processor, {len(results[0].fp32)} repeats in turn.",
+        f"Measured on {machine}; batch 1, a thread a processor, {len(results[0].fp32.milliseconds)} repeats in turn.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",
