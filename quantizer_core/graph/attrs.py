@@ -113,7 +113,11 @@ def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorP
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
-    proto.tensor_content = array.astype(plain, copy=False).tobytes()
+    codes = array.astype(plain, copy=False)
+    if codes.size > 1 and codes.flat[0] == codes.flat[-1] and np.all(codes == codes.flat[0]):
+        proto.int_val.append(int(codes.flat[0]))  # stands for all of them
+    else:
+        proto.tensor_content = codes.tobytes()
     return proto
 
 

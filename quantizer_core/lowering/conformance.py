@@ -240,6 +240,23 @@ def pool_error(op: str, dtype: str, padding: str, size: int, stride: int) -> flo
     return float(np.abs(found - exact).max() * LEVELS[dtype] / 3.0)
 
 
+def average_error(source: str, result: str, window: tuple[int, int], channels: int = 24, stride: int = 1) -> float:
+    """Returns the error, in output codes, of means over windows with a range of their own and scales by channel."""
+    values = random_input(np.random.default_rng(6), (2, window[0] + stride, window[1] + stride, channels), source, 3.0)
+    scales = np.linspace(1.0, 2.0, channels)
+    exact = tf.nn.pool(values.astype(np.float64), window, "AVG", (stride, stride), "VALID").numpy() * scales
+    if result == QUINT8:
+        exact = np.maximum(exact, 0)
+    top = float(np.abs(exact).max())
+    graph, emitter = new_graph(x=values.shape)
+    mean = emitter.average(
+        "mean", emitter.quantize("x", "q", source, 3.0), (*window, channels), scales=scales, dtype=result, limit=top,
+        strides=(1, stride, stride, 1),
+    )  # fmt: skip
+    found = run(graph, emitter.dequantize(mean, "d"), {"x": values})
+    return float(np.abs(found - exact).max() * LEVELS[result] / top)
+
+
 def concat_error(dtype: str, axis: int) -> float:
     """Returns the error, in codes, of a concatenation of three tensors of one range."""
     rng = np.random.default_rng(2)
@@ -276,6 +293,7 @@ def quick_check() -> tuple[CheckResult, ...]:
         ("MatMul|qint8->qint8|as convolution", HALF_STEP, as_convolution),
         ("MaxPool|qint8", 0.01, partial(pool_error, "MaxPool", QINT8, "SAME", 3, 2)),
         ("AvgPool|quint8", HALF_STEP, partial(pool_error, "AvgPool", QUINT8, "SAME", 3, 2)),
+        ("Mean|quint8", HALF_STEP, partial(average_error, QUINT8, QUINT8, (7, 7))),
         ("ConcatV2|quint8", 0.01, partial(concat_error, QUINT8, 3)),
     ]
     results = []

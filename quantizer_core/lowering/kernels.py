@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 QINT8, QUINT8 = "qint8", "quint8"
 #: Largest code of each dtype; a range m has the scale m / LEVELS[dtype].
 LEVELS = {QINT8: 127, QUINT8: 255}
+#: The code of the weights of an average: its products are exact on CPUs without VNNI too.
+AVERAGE_CODE = 64
 _PLAIN = {QINT8: tf.int8, QUINT8: tf.uint8}
 #: Bytes that oneDNN copies at once, without AVX-512, when it gathers the pixels under a 1×1 filter with strides.
 _GATHERED = 16
@@ -181,6 +183,13 @@ class Emitter:
         moved = self.graph.add_node("BitwiseXor", f"{name}/codes", [bits, half], T=tf.uint8)
         step = source.limit / LEVELS[QINT8]
         return self.from_plain(moved, IntTensor(name, QUINT8, 255 * step), name), 128 * step
+
+    def squeeze(self, source: IntTensor, axes: Sequence[int], name: str) -> IntTensor:
+        """Takes axes of length 1 out of the shape of an integer tensor; nothing is copied."""
+        given = self.graph.add_node(
+            "Squeeze", name, [source.name], T=getattr(tf, source.dtype), squeeze_dims=list(axes)
+        )
+        return dataclasses.replace(source, name=given)
 
     def reshape(self, source: IntTensor, shape: Sequence[int], name: str) -> IntTensor:
         """Reshapes an integer tensor; nothing is copied."""
@@ -370,6 +379,31 @@ class Emitter:
             ksize=list(ksize), strides=list(strides), padding=padding,
         )  # fmt: skip
         return dataclasses.replace(source, name=given)
+
+    def average(self, name: str, source: IntTensor, window: Sequence[int], *, scales: np.ndarray, dtype: str,
+                limit: float, strides: Sequence[int] = (1, 1, 1, 1), device: str = "") -> IntTensor:  # fmt: skip
+        """Adds the mean over windows that lie wholly in an NHWC tensor, with a range of its own.
+
+        It is a depthwise convolution whose weights are all one code, so that they are exact; of that code two products
+        with 255 fit 16 bits.
+
+        Args:
+          name: name of the new node, made unique.
+          source: [batch, height, width, channels].
+          window: height, width and channels.
+          scales: what the mean is multiplied with, float64 [channels] or [1].
+          dtype, limit: of the result.
+          strides: as AvgPool's.
+          device: device string of the node.
+        """
+        limits = np.asarray(scales * (127 / AVERAGE_CODE / (window[0] * window[1])), np.float32)
+        weights = QuantizedWeights(
+            np.full((*window, 1), AVERAGE_CODE, np.int8), limits if limits.size > 1 else limits.reshape(())
+        )
+        return self.convolution(
+            "DepthwiseConv2dNative", name, source, weights, np.zeros(window[2], np.float32), dtype=dtype, limit=limit,
+            strides=strides, device=device,
+        )  # fmt: skip
 
     def concat(self, name: str, sources: Sequence[IntTensor], axis: int, device: str = "") -> IntTensor:
         """Adds a concatenation of the codes of tensors of one dtype and one range, which is the result's.

@@ -64,6 +64,7 @@ class _Lowering:
             "matmul": self._matmul,
             "matmul_as_convolution": self._matmul_as_convolution,
             "pool": self._pool,
+            "average": self._average,
             "concat": self._concat,
             "move": self._move,
         }
@@ -183,6 +184,19 @@ class _Lowering:
         )  # fmt: skip
         self._keep_control(node, result.name)
         self._produce(node.output, result)
+
+    def _average(self, node: NodePlan) -> None:
+        anchor = self.graph.node(node.name)
+        planned = self.plan.tensors[node.output]
+        base = f"{node.output}/int8"
+        squeezed = node.op == "Mean" and not anchor.attr["keep_dims"].b
+        result = self.emitter.average(
+            f"{base}/kept" if squeezed else base, self._source(node.sources[0]), node.window,
+            scales=planned.scales / self.plan.tensors[node.sources[0]].scales, dtype=planned.dtype, limit=planned.limit,
+            strides=(1, 1, 1, 1) if node.op == "Mean" else anchor.attr["strides"].list.i, device=anchor.device,
+        )  # fmt: skip
+        self._keep_control(node, result.name)
+        self._produce(node.output, self.emitter.squeeze(result, (1, 2), base) if squeezed else result)
 
     def _concat(self, node: NodePlan) -> None:
         anchor = self.graph.node(node.name)

@@ -11,6 +11,9 @@ import dataclasses
 
 QINT8, QUINT8, FLOAT32 = "qint8", "quint8", "float32"
 BOTH = (QUINT8, QINT8)
+#: Taps of the largest depthwise filter that is emitted, 11×11. With VNNI oneDNN writes every tap out in machine code, and
+#: where the room for that ends (between 144 and 152 taps) results are wrong, or the process ends or hangs.
+MOST_TAPS = 121
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,9 @@ SAFE: tuple[SafeKernel, ...] = (
         "DepthwiseConv2dNative", "convolution", "_FusedQuantizedDepthwiseConv2D", BOTH, BOTH,
         ("BiasAdd", "Sum", "Relu", "Requantize"), ("SAME", "VALID", "EXPLICIT"), True, True,
         ((QUINT8, 8), (QINT8, 7)),
-        (*_SUM, "depth multiplier 1 alone", "the dedicated QuantizedDepthwise kernels refuse qint8 sources",
+        (*_SUM, "depth multiplier 1 alone",
+         f"filters of more than {MOST_TAPS} taps stay FP32: the kernel's code runs over its room, and ends the process",
+         "the dedicated QuantizedDepthwise kernels refuse qint8 sources",
          "each output channel sums few products: 8-bit weights do not saturate over quint8"),
     ),
     SafeKernel(
@@ -89,6 +94,13 @@ SAFE: tuple[SafeKernel, ...] = (
     SafeKernel(
         "AvgPool", "pool", "QuantizedAvgPool", BOTH, BOTH, (), ("SAME", "VALID"),
         notes=("averages that use a small part of the source's range keep few codes",),
+    ),
+    *(
+        SafeKernel(
+            op, "average", "_FusedQuantizedDepthwiseConv2D", BOTH, BOTH, ("Requantize",), paddings,
+            notes=(f"a depthwise filter of equal weights and up to {MOST_TAPS} taps: the result has its own range",),
+        )
+        for op, paddings in (("AvgPool", ("VALID",)), ("Mean", ()))
     ),
     SafeKernel(
         "ConcatV2", "concat", "ConcatV2", BOTH, BOTH,

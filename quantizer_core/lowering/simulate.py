@@ -15,6 +15,7 @@ from quantizer_core.graph.graph import Edge, Graph
 from quantizer_core.graph.rename import rename_nodes
 from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, LayerParameters, carried_filter
+from quantizer_core.planning.passive import AVERAGE_OPS
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.types import PreparedGraph
 
@@ -94,7 +95,7 @@ def round_tensors(graph: Graph, plan: QuantizationPlan, biased: Mapping[str, str
     coded = {node.output: node for node in planned if gives_codes(node)}
     readers = {name for node in planned for name in (node.name, *node.fused)}
     entries = {tensor for node in planned for tensor in node.sources if tensor not in coded}
-    computed = [tensor for tensor, node in coded.items() if node.form in WEIGHTED_FORMS or node.op == "AvgPool"]
+    computed = [tensor for tensor, node in coded.items() if node.form in WEIGHTED_FORMS or node.op in AVERAGE_OPS]
     result = {}
     for tensor in [*computed, *sorted(entries)]:
         source = biased.get(tensor, tensor)

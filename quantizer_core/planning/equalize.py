@@ -13,6 +13,7 @@ goes into a gate (x · sigmoid(x)) ranges may differ by a hundred.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -101,7 +102,7 @@ class _Family:
         self._graph, self._members = graph, frozenset(members)
         self._made = [step for step in steps if step.integer and step.output in self._members]
         self._takers = [step for step in steps if self._members.intersection((*step.sources, step.summand))]
-        self.readers = [step for step in self._takers if step.form in ("convolution", "matmul")]
+        self.readers = [step for step in self._takers if step.form in ("convolution", "matmul", "average")]
         self.taken = bool(self._takers)
         self.channels: dict[str, np.ndarray] = {}
         self.count = 0
@@ -109,9 +110,9 @@ class _Family:
 
     def _number(self, step: Step) -> bool:
         """Numbers the channels of a step's result; False if they could not be scaled one by one."""
-        if step.form == "convolution" and not step.summand:
-            shape = self._graph.constant_shape(self._graph.node(step.name).input[1]) or (0, 0, 0, 0)
-            width = shape[2] if step.op == "DepthwiseConv2dNative" else shape[3]
+        if step.form == "average" or (step.form == "convolution" and not step.summand):
+            shape = step.window or self._graph.constant_shape(self._graph.node(step.name).input[1]) or (0, 0, 0, 0)
+            width = shape[2] if step.form == "average" or step.op == "DepthwiseConv2dNative" else shape[3]
             self.channels[step.output] = np.arange(self.count, self.count + width)
             self.count += width
             return True
@@ -140,7 +141,10 @@ class _Family:
     def filter(self, reader: Step, found: TensorStatistics) -> _Filter:
         """Returns what counts of a reader's filter, and the variances of the channels that it reads."""
         anchor = self._graph.node(reader.name)
-        weights = np.abs(np.asarray(self._graph.constant(anchor.input[1]), np.float32))
+        if reader.form == "average":
+            weights = np.full((*reader.window, 1), 1 / math.prod(reader.window[:2]), np.float32)
+        else:
+            weights = np.abs(np.asarray(self._graph.constant(anchor.input[1]), np.float32))
         if anchor.op == "MatMul" and anchor.attr["transpose_b"].b:
             weights = weights.T
         weights = weights.reshape(-1, *weights.shape[-2:])  # [taps, channels read, outputs]; depthwise: one output
@@ -149,7 +153,7 @@ class _Family:
             np.einsum("tio,tio->i", weights, weights, dtype=np.float64),
             weights.max(0),
             len(weights),
-            reader.op == "DepthwiseConv2dNative",
+            reader.form == "average" or reader.op == "DepthwiseConv2dNative",
             _variances(found),
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, NodeDef, canonical, node_of
+from quantizer_core.lowering.safe import MOST_TAPS
 from quantizer_core.rewrites.mkl_fuse_pad_and_conv import padding_before
 
 ANCHOR_OPS = frozenset({"Conv2D", "DepthwiseConv2dNative", "MatMul"})
@@ -96,6 +98,9 @@ class Matcher:
             return "data_format NCHW: the INT8 kernels take NHWC"
         if node.op == "DepthwiseConv2dNative" and weights.shape[3] != 1:
             return "depth multiplier above 1: the INT8 kernel takes 1"
+        if node.op == "DepthwiseConv2dNative" and math.prod(weights.shape[:2]) > MOST_TAPS:
+            size = "×".join(map(str, weights.shape[:2]))
+            return f"a depthwise filter of {size}: the INT8 kernel is safe up to {MOST_TAPS} taps"
         return ""
 
     def group(self, node: NodeDef) -> Group:

@@ -71,6 +71,8 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
         elif node.op == "AvgPool":
             watch(canonical(node.input[0]))
             watch(node.name)
+        elif node.op in passive.MEAN_OPS and passive.averages_places(graph, node) and _codes_wanted(graph, node):
+            watch(node.name)
     signs = Signs(graph)
     return tuple(ObservedTensor(name, watched[name], signs.nonnegative(name)) for name in sorted(watched))
 
@@ -91,7 +93,7 @@ def _codes_wanted(graph: Graph, node: NodeDef) -> bool:
 
 def _floats_read(graph: Graph, tensor: str) -> bool:
     """Tells whether an op that is computed in float32 surely reads a tensor, as activations do that no kernel has."""
-    integer = ANCHOR_OPS | ADD_OPS | RELU_OPS | passive.PASSIVE_OPS
+    integer = ANCHOR_OPS | ADD_OPS | RELU_OPS | passive.PASSIVE_OPS - passive.MEAN_OPS
     return any(edge.consumer.op not in integer for edge in graph.consumers(tensor))
 
 
@@ -147,8 +149,9 @@ class _Planner:
     def plan(self) -> QuantizationPlan:
         while True:
             structure = Structure(
-                self.graph, self.matcher, self.groups, self.order, self.shapes, self.bans, self._average_refusal
-            )
+                self.graph, self.matcher, self.groups, self.order, self.shapes, self.bans, self._unreached,
+                self._few_codes,
+            )  # fmt: skip
             if self.config.only_faster and self._refuse_slow(structure):
                 continue
             bans = len(self.bans)
@@ -173,9 +176,11 @@ class _Planner:
             self.refused[name] = reason
 
     def _operands(self) -> list[str]:
-        """Returns both operands of every sum that might be fused into a convolution."""
+        """Returns the tensors whose shapes decide: both operands of fused sums, and what averages read."""
         found = [(group.stem, group.residual.summand) for group in self.groups.values() if group.residual is not None]
-        return [tensor for pair in found for tensor in pair]
+        averages = [node for node in self.order if node.op in passive.AVERAGE_OPS]
+        read = [canonical(node.input[0]) for node in averages if node.name not in self.matcher.sporadic]
+        return [*(tensor for pair in found for tensor in pair), *read]
 
     def _refuse_unseen(self) -> None:
         """Leaves alone what lies in a branch or loop that no example has entered."""
@@ -196,6 +201,8 @@ class _Planner:
         slow: dict[str, str] = {}
         for island in structure.islands():
             kernels = [step for step in island if step.form in ("convolution", "matmul")]
+            if not kernels:
+                continue
             if all(step.op == "MatMul" for step in kernels) or (len(island) == 1 and not island[0].summand):
                 reason = self._too_little(island, kernels)
                 if reason:
@@ -206,7 +213,7 @@ class _Planner:
     def _too_little(self, island: Sequence[Step], kernels: Sequence[Step]) -> str:
         """Returns why an island's kernels, one or matrix products, would be slower in INT8, or ""."""
         read = {source for step in island for source in step.sources}
-        outputs = {step.output for step in island}
+        outputs = {step.output for step in island if step.form != "average"}
         work = [(step, work_of(self.graph, self.graph.node(step.name))) for step in kernels]
         products = sum(each.products for _, each in work)
         entries = {step.sources[0]: each.read for step, each in work if step.sources[0] not in outputs}
@@ -237,7 +244,7 @@ class _Planner:
         sums = {step.output: step for step in structure.steps if step.summand}
         for members in _classes(structure.steps):
             roots = [m for m in members if m not in structure.producers or structure.producers[m].form in
-                     ("convolution", "matmul")]  # fmt: skip
+                     ("convolution", "matmul", "average")]  # fmt: skip
             signed = not all(self.signs.nonnegative(root) for root in roots)
             if signed and len(members) == 1 and members[0] not in structure.producers:
                 offset = self._offset_entry(members[0], readers[members[0]])
@@ -339,9 +346,13 @@ class _Planner:
         found = self._range(tensor, signed)
         return max(abs(found.min) if signed else 0.0, found.max, SMALLEST_LIMIT)
 
-    def _average_refusal(self, node: NodeDef) -> str:
-        if node.name in self.matcher.sporadic and not self._statistics(node.name).finite:
-            return "no calibration example reached it"
+    def _unreached(self, node: NodeDef) -> str:
+        """Returns why an AvgPool in a branch or loop has no range, or ""."""
+        unseen = node.name in self.matcher.sporadic and not self._statistics(node.name).finite
+        return "no calibration example reached it" if unseen else ""
+
+    def _few_codes(self, node: NodeDef) -> str:
+        """Returns why the averages of an AvgPool should not have the range of what they are made of, or ""."""
         source, result = self._limit(canonical(node.input[0]), True), self._limit(node.name, True)
         if result >= AVERAGE_SHARE * source:
             return ""
@@ -365,6 +376,7 @@ class _Planner:
             sources=step.sources,
             summand=step.summand,
             padding=step.padding,
+            window=step.window,
             form=form,
             weight_bits=bits,
             per_channel=bits > 0 and self.config.per_channel,

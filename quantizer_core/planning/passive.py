@@ -1,10 +1,15 @@
-"""Which ops carry integers through: pools and concatenations with INT8 kernels, and ops that only move data."""
+"""Which ops carry integers through: pools, means and concatenations with INT8 kernels, and ops that only move data."""
 
 from __future__ import annotations
 
+import math
+
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
+from quantizer_core.lowering.safe import MOST_TAPS
 
 POOL_OPS = frozenset({"MaxPool", "AvgPool"})
+MEAN_OPS = frozenset({"Mean"})
+AVERAGE_OPS = MEAN_OPS | {"AvgPool"}
 CONCAT_OPS = frozenset({"ConcatV2"})
 #: Ops that move data and have kernels for quint8 and qint8 themselves.
 QUANTIZED_MOVES = frozenset({"Reshape", "Squeeze", "ExpandDims", "Identity", "StridedSlice", "Slice"})
@@ -12,7 +17,7 @@ QUANTIZED_MOVES = frozenset({"Reshape", "Squeeze", "ExpandDims", "Identity", "St
 #: (Pad has one for quint8 too, which takes sixteen times as long.)
 PLAIN_MOVES = frozenset({"Pad", "Transpose", "GatherV2", "Tile", "SpaceToBatchND", "BatchToSpaceND"})
 MOVE_OPS = QUANTIZED_MOVES | PLAIN_MOVES
-PASSIVE_OPS = POOL_OPS | CONCAT_OPS | MOVE_OPS
+PASSIVE_OPS = POOL_OPS | MEAN_OPS | CONCAT_OPS | MOVE_OPS
 
 
 def sources(graph: Graph, node: NodeDef) -> list[str]:
@@ -31,6 +36,36 @@ def pool_refusal(node: NodeDef) -> str:
     if len(ksize) != 4 or ksize[0] != 1 or ksize[3] != 1:
         return "it pools over batch or channels"
     return ""
+
+
+def averages_places(graph: Graph, node: NodeDef) -> bool:
+    """Tells whether a Mean is one over the height and width of an NHWC tensor, if what it reads has four axes."""
+    axes = graph.constant(node.input[1])
+    return axes is not None and sorted(int(axis) % 4 for axis in axes.reshape(-1)) == [1, 2]
+
+
+def window(graph: Graph, node: NodeDef, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Returns the window of a Mean or AvgPool that a depthwise convolution of equal weights computes.
+
+    Args:
+      node: a Mean, or an AvgPool that ``pool_refusal`` lets through.
+      shape: static shape of what it reads.
+
+    Returns:
+      Height, width and channels; () if they are not known, the window is too large for the kernel, or it is cut at the
+      edges, where a mean has fewer parts.
+    """
+    if shape is None or len(shape) != 4:
+        return ()
+    if node.op in MEAN_OPS:
+        size = list(shape[1:3]) if averages_places(graph, node) else []
+    else:
+        strides = node.attr["strides"].list.i
+        whole = node.attr["padding"].s == b"VALID" and strides[1] == strides[2]
+        size = list(node.attr["ksize"].list.i[1:3]) if whole else []
+    if not size or min(*size, shape[3]) < 1 or math.prod(size) > MOST_TAPS:
+        return ()
+    return (*size, shape[3])
 
 
 def concat_refusal(graph: Graph, node: NodeDef) -> str:

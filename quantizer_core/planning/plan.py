@@ -64,8 +64,9 @@ class NodePlan:
       sources: tensors that it reads as integers (the input; all inputs of a concatenation).
       summand: tensor that a fused sum adds, or "".
       padding: explicit padding (eight widths) that the kernel takes over from a Pad before it, or empty.
+      window: height, width and channels that an ``average`` reads at a time, or empty.
       form: how the node is lowered: ``convolution``, ``matmul`` (float32 result; of a 1×1 convolution too),
-        ``matmul_as_convolution``, ``pool``, ``concat``, ``move``; "" if it is not.
+        ``matmul_as_convolution``, ``pool``, ``average``, ``concat``, ``move``; "" if it is not.
       weight_bits: for nodes with weights 8, or 7 where their codes keep to 16-bit sums (see
         ``quantizer_core.lowering.weights.grid``: 7 to 8 bits over quint8 tensors); else 0.
       per_channel: one weight scale for each output channel.
@@ -81,6 +82,7 @@ class NodePlan:
     sources: tuple[str, ...] = ()
     summand: str = ""
     padding: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
     form: str = ""
     weight_bits: int = 0
     per_channel: bool = False
@@ -91,7 +93,8 @@ class QuantizationPlan:
     """The whole plan of a graph.
 
     Attributes:
-      nodes: one entry a candidate, and one for each op that only moves integers on, in topological order.
+      nodes: one entry a candidate, and one for each op that only moves integers on and each Mean of integers, in
+        topological order.
       tensors: the integer tensors by name, sorted.
     """
 
@@ -99,8 +102,8 @@ class QuantizationPlan:
     tensors: Mapping[str, TensorPlan]
 
     def computing(self) -> tuple[NodePlan, ...]:
-        """Returns the candidates that compute something: all but the ops that only move integers on."""
-        return tuple(node for node in self.nodes if node.form != "move")
+        """Returns the candidates that compute something: not the ops that only move integers on, or average them."""
+        return tuple(node for node in self.nodes if node.form != "move" and node.op != "Mean")
 
     @property
     def candidates(self) -> int:

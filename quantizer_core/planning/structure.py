@@ -18,13 +18,14 @@ class Step:
     Attributes:
       name, op: the candidate node.
       form: ``convolution``, ``matmul`` (that of a MatMul, or of a 1×1 convolution with a float32 result), ``pool``,
-        ``concat`` or ``move``.
+        ``average`` (a Mean or AvgPool whose result has a range of its own), ``concat`` or ``move``.
       sources: tensors read as integers.
       output: the tensor produced.
       integer: whether the output is integers (False: float32, of a matrix product that no one reads as such).
       fused: further nodes that the kernel computes.
       summand: the tensor that a fused sum adds, or "".
       padding: explicit padding that the kernel takes over from a Pad.
+      window: height, width and channels that an ``average`` reads at a time.
       note: what could not be taken in and why, or "".
     """
 
@@ -37,6 +38,7 @@ class Step:
     fused: tuple[str, ...] = ()
     summand: str = ""
     padding: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
     note: str = ""
 
 
@@ -68,10 +70,12 @@ class Structure:
         order: list[NodeDef],
         shapes: Callable[[str], tuple[int, ...] | None],
         bans: Bans,
-        average_refusal: Callable[[NodeDef], str],
+        unreached: Callable[[NodeDef], str],
+        few_codes: Callable[[NodeDef], str],
     ):
+        """``unreached`` tells why an AvgPool has no range, ``few_codes`` why its result needs one of its own, or ""."""
         self._graph, self._matcher, self._groups, self._shapes, self._bans = graph, matcher, groups, shapes, bans
-        self._average_refusal = average_refusal
+        self._unreached, self._few_codes = unreached, few_codes
         self._summands = {
             (g.residual.add, g.residual.summand)
             for g in groups.values()
@@ -96,12 +100,15 @@ class Structure:
             self.producers[step.output] = step
 
     def islands(self) -> list[list[Step]]:
-        """Returns the sets of steps that hand codes to each other, steps and sets in order of appearance."""
+        """Returns the sets of steps that hand codes to each other, steps and sets in order of appearance.
+
+        What an average reads is not of its set: a kernel makes new codes there, as rounding floats would.
+        """
         steps = {step.name: step for step in self.steps}
-        sets = [
-            [step.name, *(tensor for tensor in (*step.sources, step.summand) if tensor in self.producers), step.output]
-            for step in self.steps
-        ]
+        sets = []
+        for step in self.steps:
+            read = () if step.form == "average" else (*step.sources, step.summand)
+            sets.append([step.name, *(tensor for tensor in read if tensor in self.producers), step.output])
         return [[steps[member] for member in members if member in steps] for members in joined(sets)]
 
     # --- who would read integers ----------------------------------------------------------------------------------
@@ -123,11 +130,12 @@ class Structure:
             return True
         if (consumer.name, canonical(consumer.input[index])) in self._summands:
             return True
-        if consumer.op in passive.POOL_OPS:
-            return not self._passive_refusal(consumer)
         if consumer.op in passive.PASSIVE_OPS:
-            handed_on = len(passive.sources(self._graph, consumer))
-            return index < handed_on and wanted.get(consumer.name, False) and not self._passive_refusal(consumer)
+            useful = wanted.get(consumer.name, False)
+            handed_on = index < len(passive.sources(self._graph, consumer))
+            if not handed_on or not (useful or consumer.op in passive.POOL_OPS) or self._passive_refusal(consumer):
+                return False
+            return useful or not self._needs_range(consumer)
         return False
 
     # --- groups ---------------------------------------------------------------------------------------------------
@@ -192,27 +200,45 @@ class Structure:
             return self._bans.passive[node.name]
         if node.attr["T" if "T" in node.attr else "Tparams"].type != 1:
             return "not float32"
-        if node.op in passive.POOL_OPS:
-            return passive.pool_refusal(node) or (self._average_refusal(node) if node.op == "AvgPool" else "")
         if node.op in passive.CONCAT_OPS:
             return passive.concat_refusal(self._graph, node)
+        if node.op == "Mean":
+            return "" if self._window(node) else "it is no mean over a small image"
+        if node.op == "MaxPool":
+            return passive.pool_refusal(node)
+        if node.op == "AvgPool":
+            reason = passive.pool_refusal(node) or self._unreached(node) or self._few_codes(node)
+            return "" if self._needs_range(node) and self._window(node) else reason
         return ""
 
+    def _needs_range(self, node: NodeDef) -> bool:
+        """Tells whether the result of a passive op that ``_passive_refusal`` lets through has a range of its own."""
+        return node.op == "Mean" or (node.op == "AvgPool" and bool(self._few_codes(node)))
+
+    def _window(self, node: NodeDef) -> tuple[int, ...]:
+        """Returns the window of a Mean or AvgPool as ``passive.window`` does; () in a branch or loop."""
+        if node.name in self._matcher.sporadic:
+            return ()
+        return passive.window(self._graph, node, self._shapes(canonical(node.input[0])))
+
     def _decide_passive(self, node: NodeDef) -> None:
-        candidate = node.op not in passive.MOVE_OPS
         read = passive.sources(self._graph, node)
-        carried = [tensor in self.producers for tensor in read]
         reason = self._passive_refusal(node)
-        if not reason and not any(carried):
+        average = not reason and self._needs_range(node)
+        if not reason and not any(tensor in self.producers for tensor in read):
             reason = "its input is not INT8"
-        if not reason and node.op not in passive.POOL_OPS and not self._wanted[node.name]:
-            reason = "nothing after it reads INT8"
+        if not reason and not self._wanted[node.name]:
+            if average and node.op == "AvgPool":
+                reason = self._few_codes(node)
+            elif node.op not in passive.POOL_OPS:
+                reason = "nothing after it reads INT8"
         if reason:
-            if candidate:
+            if node.op in passive.POOL_OPS | passive.CONCAT_OPS:
                 self.refused[node.name] = reason
             return
         form = "pool" if node.op in passive.POOL_OPS else "concat" if node.op in passive.CONCAT_OPS else "move"
-        self._add(Step(node.name, node.op, form, tuple(read), node.name))
+        step = Step(node.name, node.op, form, tuple(read), node.name)
+        self._add(dataclasses.replace(step, form="average", window=self._window(node)) if average else step)
 
 
 def joined(sets: Iterable[Sequence[str]]) -> list[list[str]]:

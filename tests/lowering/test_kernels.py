@@ -96,7 +96,7 @@ def test_the_quick_check_passes_and_covers_every_kernel():
     results = quick_check()
     assert [result for result in results if not result.passed] == []
     ops = {result.name.partition("|")[0] for result in results}
-    assert ops == {"Conv2D", "DepthwiseConv2dNative", "MatMul", "MaxPool", "AvgPool", "ConcatV2"}
+    assert ops == {"Conv2D", "DepthwiseConv2dNative", "MatMul", "MaxPool", "AvgPool", "Mean", "ConcatV2"}
 
 
 def test_shifted_quantisation_rounds_to_the_nearest_code():
