@@ -291,7 +291,7 @@ class Emitter:
             [node.name.encode(), weights.codes.tobytes(), weights.limits.tobytes(), np.asarray(bias).tobytes()]
         )
         opaque = not sums.varies(self.graph, inputs[sums.SUMMAND])
-        function = sums.sum_function(node, terms, identity, opaque)
+        function = sums.sum_function(node, terms, weights.codes.shape[2], identity, opaque)
         self.graph.add_function(function)
         return self.graph.add(sums.call_of(node, function))
 

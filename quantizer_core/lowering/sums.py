@@ -35,6 +35,7 @@ _PASSING = frozenset({
     "Softmax", "Softplus", "BiasAdd", "Add", "AddV2", "Exp", "Mean", "Max", "PartitionedCall", "QuantizeV2",
     "Dequantize", "SpaceToBatchND", "BatchToSpaceND", "ResizeBilinear", "ResizeNearestNeighbor",
 })  # fmt: skip
+_NO_LIMIT = np.iinfo(np.int32).max
 #: Ops whose result is known, zero, if their constant operand is zero.
 _SCALING = frozenset({"Conv2D", "DepthwiseConv2dNative", "MatMul", "Mul"})
 
@@ -82,12 +83,15 @@ def result_shape_terms(
     return [1, 1, 1, 0], added, [1, strides[1], strides[2], 1]
 
 
-def sum_function(node: NodeDef, terms: Sequence[Sequence[int]], identity: bytes, opaque: bool) -> FunctionDef:
+def sum_function(
+    node: NodeDef, terms: Sequence[Sequence[int]], channels: int, identity: bytes, opaque: bool
+) -> FunctionDef:
     """Returns a function that runs a fused convolution behind its guard.
 
     Args:
       node: the kernel's node; its inputs become the function's arguments, its first output the result.
       terms: of ``result_shape_terms``.
+      channels: of the source.
       identity: what tells this call from any other, the weights among it: oneDNN keeps the filter of the first call
         in the kernel, and calls of one function may share a kernel.
       opaque: never let the function be inlined or specialised.
@@ -104,16 +108,22 @@ def sum_function(node: NodeDef, terms: Sequence[Sequence[int]], identity: bytes,
         for key, value in attrs.items():
             set_attr(inner, key, value)
 
+    def apply(op: str, name: str, tensor: str, values: Sequence[int]) -> str:
+        add("Const", f"{name}_values", [], dtype=tf.int32, value=np.asarray(values, np.int32))
+        add(op, name, [tensor, f"{name}_values:output:0"], T=tf.int32)
+        return f"{name}:z:0"
+
     source_type, summand_type = tf.as_dtype(types[SOURCE]), tf.as_dtype(types[SUMMAND])
-    for name, values in zip(("kept", "added", "divisor"), terms, strict=True):
-        add("Const", name, [], dtype=tf.int32, value=np.asarray(values, np.int32))
     add("Shape", "shape", [arguments[SOURCE]], T=source_type, out_type=tf.int32)
-    add("Mul", "scaled", ["shape:output:0", "kept:output:0"], T=tf.int32)
-    add("AddV2", "moved", ["scaled:z:0", "added:output:0"], T=tf.int32)
-    wanted = "moved:z:0"
-    if any(divisor != 1 for divisor in terms[2]):
-        add("FloorDiv", "wanted", [wanted, "divisor:output:0"], T=tf.int32)
-        wanted = "wanted:z:0"
+    kept, added, divisor = terms
+    if any(added[:3]) or any(each != 1 for each in divisor):
+        wanted = apply("AddV2", "moved", apply("Mul", "scaled", "shape:output:0", kept), added)
+        if any(each != 1 for each in divisor):
+            wanted = apply("FloorDiv", "wanted", wanted, divisor)
+    elif added[3] >= channels:  # one op less where the channels alone change
+        wanted = apply("Maximum", "wanted", "shape:output:0", [0, 0, 0, added[3]])
+    else:
+        wanted = apply("Minimum", "wanted", "shape:output:0", [_NO_LIMIT, _NO_LIMIT, _NO_LIMIT, added[3]])
     add("Bitcast", "codes", [arguments[SUMMAND]], T=summand_type, type=tf.uint8)
     # Without an attribute of its own the optimiser would share the Snapshot of two sums that read one tensor.
     call = hashlib.sha256(identity).hexdigest()[:16]

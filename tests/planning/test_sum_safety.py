@@ -38,19 +38,19 @@ import numpy as np, tensorflow.compat.v1 as tf
 from tests.helpers.nets import build, int8_of
 def define(net, x):
     x = net.conv(x, 16, relu="relu")
-    y = net.conv(net.conv(x, 16, relu="relu"), 16)
+    y = {last}
     return net.conv(tf.nn.relu(x + y), 8)
 graph_def, outputs = build(define)
 _, conversion, data = int8_of(graph_def, outputs)
 with tf.Graph().as_default() as graph, tf.Session(graph=graph) as session:
     tf.import_graph_def(conversion.graph_def, name="")
     summand = next(n for n in conversion.plan.nodes if n.summand).summand + "/int8:0"
-    small = session.run(summand, {"x:0": data[:1]})
+    small = session.run(summand, {{"x:0": data[:1]}})
     source = next(o for o in graph.get_operations() if o.type == "PartitionedCall").inputs[0].name
-    large = session.run(source, {"x:0": data})
+    large = session.run(source, {{"x:0": data}})
     for _ in range(20):
         try:
-            session.run(outputs[0] + ":0", {summand: small, source: large})
+            session.run(outputs[0] + ":0", {{summand: small, source: large}})
         except tf.errors.InvalidArgumentError:
             pass
         else:
@@ -59,8 +59,17 @@ print("refused")
 """
 
 
-def test_a_summand_of_another_shape_is_an_error_of_the_step():
-    assert survives("-c", MISMATCH) == "refused"
+@pytest.mark.parametrize(
+    "last",
+    [
+        'net.conv(net.conv(x, 16, relu="relu"), 16)',
+        'net.conv(net.conv(x, 32, relu="relu"), 16, 1)',
+        'net.conv(tf.pad(net.conv(x, 9, padding="VALID", relu="relu"), [[0, 0], [2, 2], [2, 2], [0, 0]]), 16, padding="VALID")',
+    ],
+)
+def test_a_summand_of_another_shape_is_an_error_of_the_step(last):
+    """Of another batch than the source's; the three sums compute the shape that is demanded in different ways."""
+    assert survives("-c", MISMATCH.format(last=last)) == "refused"
 
 
 def test_models_with_the_same_names_run_in_one_graph():
