@@ -11,8 +11,8 @@ import dataclasses
 
 QINT8, QUINT8, FLOAT32 = "qint8", "quint8", "float32"
 BOTH = (QUINT8, QINT8)
-#: Taps of the largest depthwise filter that is emitted, 11×11. With VNNI oneDNN writes every tap out in machine code, and
-#: where the room for that ends (between 144 and 152 taps) results are wrong, or the process ends or hangs.
+#: Taps of the largest depthwise filter that is emitted, 11×11. With AVX512_VNNI oneDNN writes every tap out in machine
+#: code; where the room for that ends (between 144 and 152 taps) results are wrong, or the process ends or hangs.
 MOST_TAPS = 121
 
 

@@ -10,6 +10,7 @@ import sys
 
 from quantizer_core.lowering.conformance import (
     ConvCase,
+    average_error,
     concat_error,
     convolution_error,
     matmul_as_convolution_error,
@@ -58,7 +59,7 @@ def convolution_cases() -> list[ConvCase]:
 
 
 def other_errors(bits: int) -> dict[str, float]:
-    """Returns the errors of the kernels that are no convolutions, in steps: matrix products, pools, concatenations."""
+    """Returns the errors of the other kernels, in steps: matrix products, pools, means, concatenations."""
     errors = {}
     for source, op in itertools.product((QUINT8, QINT8), (CONV, "MatMul")):
         errors[f"{op}|{source}->float32"] = product_error(op, source, 5, True, bits)
@@ -66,6 +67,8 @@ def other_errors(bits: int) -> dict[str, float]:
         errors[f"MatMul|{source}->{result}"] = matmul_as_convolution_error(5, source, result, bits)
     for source, op in itertools.product((QUINT8, QINT8), ("MaxPool", "AvgPool")):
         errors[f"{op}|{source}->{source}"] = pool_error(op, source, "SAME", 3, 2)
+    for source, result in itertools.product((QUINT8, QINT8), (QUINT8, QINT8)):
+        errors[f"Mean|{source}->{result}"] = average_error(source, result, (11, 11), 72)
     for source in (QUINT8, QINT8):
         errors[f"ConcatV2|{source}->{source}"] = concat_error(source, 3)
     return errors

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering import sums
-from quantizer_core.lowering.conformance import ConvCase, convolution_error, new_graph, run
+from quantizer_core.lowering.conformance import ConvCase, average_error, convolution_error, new_graph, run
 from quantizer_core.lowering.kernels import QINT8, QUINT8, Emitter, IntTensor
 from quantizer_core.lowering.weights import QuantizedWeights, quantize_weights
 from quantizer_core.runtime import GraphSession, has_vnni
@@ -128,6 +128,11 @@ def depthwise_of_one_channel() -> None:
         for source in (QUINT8, QINT8):
             case = ConvCase("DepthwiseConv2dNative", source, QUINT8, True, channels=1, kernel=kernel)
             sys.stdout.write(f"{convolution_error(case, 8 if has_vnni() else 7)}\n")
+
+
+def depthwise_of_many_taps() -> None:
+    """One of more than the kernel's code has room for."""
+    sys.stdout.write(f"{average_error(QUINT8, QUINT8, (13, 13), 64)}\n")
 
 
 def eight_bits() -> None:

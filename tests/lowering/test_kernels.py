@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from quantizer_core.lowering.conformance import (
     HALF_STEP,
+    average_error,
     concat_error,
     convolution_error,
     matmul_as_convolution_error,
@@ -55,7 +56,7 @@ def errors_under(isa: str, bits: int) -> dict[str, float]:
 
 
 #: Lines of ``kernel_cases.other_errors``.
-OTHERS = 14
+OTHERS = 18
 
 
 @pytest.mark.slow
@@ -70,7 +71,8 @@ def test_without_vnni_eight_bits_are_wrong_just_where_the_safe_table_asks_for_se
     for name, error in errors_under("AVX2", 8).items():
         op, _, rest = name.partition("|")
         source = rest.partition("->")[0]
-        form = {"MatMul": "matmul", "MaxPool": "pool", "AvgPool": "pool", "ConcatV2": "concat"}.get(op, "convolution")
+        form = {"MatMul": "matmul", "MaxPool": "pool", "AvgPool": "pool", "Mean": "average", "ConcatV2": "concat"}
+        form = form.get(op, "convolution")
         narrow = weight_bits(op, form, source, narrow=True) == 7
         if narrow and "|c1-" in name:
             continue
@@ -123,6 +125,15 @@ def test_quantize_and_dequantize_are_exact_on_codes_and_clip_beyond(dtype):
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 2), (3, 1)])
 def test_pools(dtype, op, padding, size, stride):
     assert pool_error(op, dtype, padding, size, stride) <= (1e-3 if op == "MaxPool" else HALF_STEP)
+
+
+@pytest.mark.parametrize("source", [QUINT8, QINT8])
+@pytest.mark.parametrize("result", [QUINT8, QINT8])
+@pytest.mark.parametrize(
+    ("window", "channels", "stride"), [((7, 7), 24, 1), ((11, 11), 72, 1), ((3, 5), 17, 2), ((1, 1), 3, 1)]
+)
+def test_means_are_exact(source, result, window, channels, stride):
+    assert average_error(source, result, window, channels, stride) <= HALF_STEP
 
 
 @pytest.mark.parametrize("dtype", [QUINT8, QINT8])

@@ -18,7 +18,7 @@ from quantizer_core.errors import QuantizerError
 from quantizer_core.lowering.conformance import HALF_STEP, dequantized, new_graph, random_input, run
 from quantizer_core.lowering.kernels import QINT8, QUINT8, IntTensor
 from quantizer_core.lowering.weights import quantize_weights
-from quantizer_core.runtime import has_vnni
+from quantizer_core.runtime import cpu_flags, has_vnni
 from tests.helpers.quirk_cases import CHANNELS, FEEDS, PLAIN_SUM, identity, raw_convolution, summed
 
 
@@ -204,6 +204,15 @@ def test_strided_1x1_filters_mix_up_pixels_without_avx512():
 def test_the_dedicated_kernels_need_onednn():
     done = child("matmul_with_onednn_off", TF_ENABLE_ONEDNN_OPTS="0")
     assert done.returncode == 1 and "Missing 0-th output" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_depthwise_filter_of_many_taps_ends_the_process_with_avx512_vnni_alone():
+    """The product emits none of more than ``safe.MOST_TAPS``."""
+    elsewhere = child("depthwise_of_many_taps", ONEDNN_MAX_CPU_ISA="AVX512_CORE")
+    assert elsewhere.returncode == 0 and float(elsewhere.stdout.splitlines()[0]) <= HALF_STEP
+    here = child("depthwise_of_many_taps")
+    assert (here.returncode < 0) == ("avx512_vnni" in cpu_flags()), here.stdout + here.stderr
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ print("refused")
     [
         'net.conv(net.conv(x, 16, relu="relu"), 16)',
         'net.conv(net.conv(x, 32, relu="relu"), 16, 1)',
-        'net.conv(tf.pad(net.conv(x, 9, padding="VALID", relu="relu"), [[0, 0], [2, 2], [2, 2], [0, 0]]), 16, padding="VALID")',
+        'net.conv(tf.pad(net.conv(x, 9, padding="VALID"), [[0, 0], [2, 2], [2, 2], [0, 0]]), 16, padding="VALID")',
     ],
 )
 def test_a_summand_of_another_shape_is_an_error_of_the_step(last):
