@@ -19,6 +19,13 @@ def dense(net: Net, x: tf.Tensor) -> tf.Tensor:
     return net.dense(net.dense(x, 6, relu="relu"), 5)
 
 
+def pooled(net: Net, x: tf.Tensor) -> list[tf.Tensor]:
+    """Means between INT8 kernels."""
+    x = net.conv(x, 8, relu="relu")
+    whole = net.dense(tf.reduce_mean(x, [1, 2]), 4)
+    return [whole, net.conv(net.conv(tf.reduce_mean(x, [1, 2], keepdims=True), 8, 1, relu="relu"), 4, 1)]
+
+
 def layers(net: Net, x: tf.Tensor) -> list[tf.Tensor]:
     x = net.conv(x, 8, relu="relu")
     x = tf.nn.relu(x + net.conv(net.conv(x, 8, relu="relu"), 8))
@@ -38,16 +45,17 @@ def masked(net: Net, x: tf.Tensor) -> list[tf.Tensor]:
 def attack() -> tuple[int, int]:
     """Runs each graph on batches of 0, 1 and 3; returns the number of runs and of those that ended with an error."""
     runs = errors = 0
-    for define in (dense, layers, masked):
+    for define in (dense, pooled, layers, masked):
         graph_def, outputs = build(define, (None, 6, 6, 8))
         prepared = prepared_of(graph_def, outputs)
         data = np.random.default_rng(0).normal(size=(4, 6, 6, 8)).astype(np.float32) + 1.0
-        int8 = convert(prepared, statistics_of(prepared, data), QuantizationConfig()).graph_def
+        config = QuantizationConfig(only_faster=define is not pooled)
+        int8 = convert(prepared, statistics_of(prepared, data), config).graph_def
         batches = [data[:0], data[:1], data[:3], *([np.zeros_like(data)] if define is masked else [])]
         for optimize in (True, False):
-            config = tf.ConfigProto()
-            config.graph_options.rewrite_options.disable_meta_optimizer = not optimize
-            with tf.Graph().as_default() as graph, tf.Session(graph=graph, config=config) as session:
+            proto = tf.ConfigProto()
+            proto.graph_options.rewrite_options.disable_meta_optimizer = not optimize
+            with tf.Graph().as_default() as graph, tf.Session(graph=graph, config=proto) as session:
                 tf.import_graph_def(int8, name="")
                 for batch in [*batches, *batches]:
                     runs += 1
