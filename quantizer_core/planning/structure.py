@@ -207,8 +207,9 @@ class Structure:
         if node.op == "MaxPool":
             return passive.pool_refusal(node)
         if node.op == "AvgPool":
-            reason = passive.pool_refusal(node) or self._unreached(node) or self._few_codes(node)
-            return "" if self._needs_range(node) and self._window(node) else reason
+            reason = passive.pool_refusal(node) or self._unreached(node)
+            few = "" if reason else self._few_codes(node)
+            return reason or ("" if not few or self._window(node) else few)
         return ""
 
     def _needs_range(self, node: NodeDef) -> bool:

@@ -93,11 +93,14 @@ def test_a_mean_over_an_unknown_number_of_places_has_no_window(shape):
     assert window(graph, graph.node(name), shape) == ()
 
 
-def peaks(net, x: tf.Tensor, padding: str = "VALID", strides: int = 1) -> tf.Tensor:
-    """Averages of values of which few are not zero, so that they use little of the range."""
+def sparse(net, x: tf.Tensor) -> tf.Tensor:
+    """Values of which few are not zero: their averages use little of the range."""
     y = tf.nn.conv2d(x, net.weights(3, 3, 8, 16), 1, "SAME")
-    y = tf.nn.relu(tf.nn.bias_add(y, tf.constant(np.full(16, -1.5, np.float32))))
-    return tf.nn.avg_pool2d(y, 6, strides, padding, name="pool")
+    return tf.nn.relu(tf.nn.bias_add(y, tf.constant(np.full(16, -1.5, np.float32))))
+
+
+def peaks(net, x: tf.Tensor, padding: str = "VALID", strides: int = 1) -> tf.Tensor:
+    return tf.nn.avg_pool2d(sparse(net, x), 6, strides, padding)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -119,6 +122,17 @@ def test_other_averages_of_few_codes_stay_fp32_and_say_why(define):
     plan, found = convert(define, error=0.1)
     (node,) = [node for node in plan.nodes if node.op == "AvgPool"]
     assert not node.quantized and "too few of its codes" in node.reason and found["AvgPool"] == 1
+
+
+def test_averages_in_nchw_stay_fp32_and_say_why():
+    def define(net, x):
+        y = tf.transpose(sparse(net, x), [0, 3, 1, 2])
+        y = tf.nn.avg_pool2d(y, 6, 1, "VALID", data_format="NCHW")
+        return net.conv(tf.transpose(y, [0, 2, 3, 1]), 8, 1)
+
+    plan, _ = convert(define)
+    (node,) = [node for node in plan.nodes if node.op == "AvgPool"]
+    assert not node.quantized and "NCHW" in node.reason
 
 
 def test_a_small_matrix_product_behind_a_mean_is_judged_without_what_comes_before_it():
