@@ -213,7 +213,10 @@ class _Planner:
     def _too_little(self, island: Sequence[Step], kernels: Sequence[Step]) -> str:
         """Returns why an island's kernels, one or matrix products, would be slower in INT8, or ""."""
         read = {source for step in island for source in step.sources}
-        outputs = {step.output for step in island if step.form != "average"}
+        outputs: set[str] = set()  # what the kernels make, and what moves hand on of it
+        for step in island:
+            if step.form != "average" and (step in kernels or outputs.intersection(step.sources)):
+                outputs.add(step.output)
         work = [(step, work_of(self.graph, self.graph.node(step.name))) for step in kernels]
         products = sum(each.products for _, each in work)
         entries = {step.sources[0]: each.read for step, each in work if step.sources[0] not in outputs}

@@ -226,13 +226,13 @@ class Structure:
         read = passive.sources(self._graph, node)
         reason = self._passive_refusal(node)
         average = not reason and self._needs_range(node)
+        wanted = self._wanted[node.name]
+        if average and node.op == "AvgPool" and not wanted:
+            reason = self._few_codes(node)
         if not reason and not any(tensor in self.producers for tensor in read):
             reason = "its input is not INT8"
-        if not reason and not self._wanted[node.name]:
-            if average and node.op == "AvgPool":
-                reason = self._few_codes(node)
-            elif node.op not in passive.POOL_OPS:
-                reason = "nothing after it reads INT8"
+        if not reason and not wanted and node.op not in passive.POOL_OPS:
+            reason = "nothing after it reads INT8"
         if reason:
             if node.op in passive.POOL_OPS | passive.CONCAT_OPS:
                 self.refused[node.name] = reason

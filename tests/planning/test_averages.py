@@ -143,6 +143,21 @@ def test_a_small_matrix_product_behind_a_mean_is_judged_without_what_comes_befor
 
     plan, found = convert(define, QuantizationConfig())
     assert found["Mean"] == found["MatMul"] == 1 and plan.quantized == 2
+    (product,) = [node for node in plan.nodes if node.op == "MatMul"]
+    assert "it reads floats, floats read it" in product.reason
+
+
+@pytest.mark.parametrize("reshaped", [False, True])
+def test_what_a_mean_makes_is_counted_among_the_floats_that_are_rounded(reshaped):
+    """Of 320 products with 32 values read and 10 made, 8 a value; with those made alone, 32."""
+
+    def define(net, x):
+        pooled = tf.reduce_mean(net.conv(net.conv(x, 32, relu="relu"), 32, relu="relu"), [1, 2])
+        return net.dense(tf.reshape(pooled, [-1, 32]) if reshaped else pooled, 10)
+
+    plan, _ = convert(define, QuantizationConfig())
+    (product,) = [node for node in plan.nodes if node.op == "MatMul"]
+    assert "and 8 products a value are few" in product.reason
 
 
 def test_the_channels_of_what_a_mean_reads_may_have_scales():
