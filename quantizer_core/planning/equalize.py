@@ -51,8 +51,8 @@ def equalize(
 ) -> dict[str, TensorPlan]:
     """Returns the tensors that get scales, with them; the others are left out.
 
-    Only tensors that convolutions make without a sum can have them, where kernels alone read them, a MaxPool or a
-    concatenation of channels handing them on; or where floats alone do.
+    Only tensors that means or convolutions without a sum make can have them, where kernels alone read them, a MaxPool
+    or a concatenation of channels handing them on; or where floats alone do.
 
     Args:
       graph: the FP32 graph.
