@@ -112,7 +112,7 @@ class _Family:
         """Numbers the channels of a step's result; False if they could not be scaled one by one."""
         if step.form == "average" or (step.form == "convolution" and not step.summand):
             shape = step.window or self._graph.constant_shape(self._graph.node(step.name).input[1]) or (0, 0, 0, 0)
-            width = shape[2] if step.form == "average" or step.op == "DepthwiseConv2dNative" else shape[3]
+            width = shape[2] if _depthwise(step) else shape[3]
             self.channels[step.output] = np.arange(self.count, self.count + width)
             self.count += width
             return True
@@ -153,9 +153,14 @@ class _Family:
             np.einsum("tio,tio->i", weights, weights, dtype=np.float64),
             weights.max(0),
             len(weights),
-            reader.form == "average" or reader.op == "DepthwiseConv2dNative",
+            _depthwise(reader),
             _variances(found),
         )
+
+
+def _depthwise(step: Step) -> bool:
+    """Tells whether a step's kernel is a depthwise convolution, as a mean's is."""
+    return step.form == "average" or step.op == "DepthwiseConv2dNative"
 
 
 @dataclasses.dataclass(frozen=True)

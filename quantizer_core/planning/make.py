@@ -145,6 +145,7 @@ class _Planner:
         self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
         self.enough_products = ENOUGH_PRODUCTS[vnni]
         self.rows = batch_limit(prepared.inputs) or config.serving_batch_size
+        self._few: dict[str, str] = {}  # of each AvgPool that has been asked for: what ``_few_codes`` says
 
     def plan(self) -> QuantizationPlan:
         while True:
@@ -356,10 +357,11 @@ class _Planner:
 
     def _few_codes(self, node: NodeDef) -> str:
         """Returns why the averages of an AvgPool should not have the range of what they are made of, or ""."""
-        source, result = self._limit(canonical(node.input[0]), True), self._limit(node.name, True)
-        if result >= AVERAGE_SHARE * source:
-            return ""
-        return f"its averages use {result / source:.0%} of its input's range, too few of its codes"
+        if node.name not in self._few:
+            source, result = self._limit(canonical(node.input[0]), True), self._limit(node.name, True)
+            few = f"its averages use {result / source:.0%} of its input's range, too few of its codes"
+            self._few[node.name] = "" if result >= AVERAGE_SHARE * source else few
+        return self._few[node.name]
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 

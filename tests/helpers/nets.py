@@ -108,6 +108,16 @@ def run_graph(graph_def: graph_pb2.GraphDef, prepared: PreparedGraph, data: np.n
         return session.run({"x": data})
 
 
+def assert_close(
+    graph_def: graph_pb2.GraphDef, prepared: PreparedGraph, conversion: Conversion, data: np.ndarray, error: float
+) -> None:
+    """Demands that every output of the INT8 graph has the shape of the FP32 graph's and is close to it."""
+    pairs = zip(run_graph(conversion.graph_def, prepared, data), run_graph(graph_def, prepared, data), strict=True)
+    for int8, fp32 in pairs:
+        assert int8.shape == fp32.shape
+        assert relative_error(int8, fp32) <= error
+
+
 def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     """‖found - exact‖ / ‖exact‖."""
     return float(np.linalg.norm(found - exact) / max(np.linalg.norm(exact), 1e-12))

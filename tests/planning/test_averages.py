@@ -10,7 +10,7 @@ from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
 from quantizer_core.lowering.safe import MOST_TAPS
 from quantizer_core.planning.passive import window
-from tests.helpers.nets import build, everything, int8_of, ops, relative_error, run_graph
+from tests.helpers.nets import assert_close, build, everything, int8_of, ops, relative_error, run_graph
 
 DEPTHWISE = "_FusedQuantizedDepthwiseConv2D"
 SHAPE = (None, 8, 9, 8)
@@ -21,12 +21,7 @@ def convert(define, config: QuantizationConfig | None = None, shape=SHAPE, error
     graph_def, outputs = build(define, shape)
     prepared, conversion, data = int8_of(graph_def, outputs, config)
     for rows in (data, data[:1]):
-        results = zip(
-            run_graph(conversion.graph_def, prepared, rows), run_graph(graph_def, prepared, rows), strict=True
-        )
-        for int8, fp32 in results:
-            assert int8.shape == fp32.shape
-            assert relative_error(int8, fp32) <= error
+        assert_close(graph_def, prepared, conversion, rows, error)
     return conversion.plan, ops(conversion.graph_def)
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from quantizer_core.planning import QuantizationPlan
-from tests.helpers.nets import build, everything, int8_of, ops, relative_error, run_graph
+from tests.helpers.nets import assert_close, build, everything, int8_of, ops
 
 CONVOLUTION, DEPTHWISE = "_FusedQuantizedConv2D", "_FusedQuantizedDepthwiseConv2D"
 MATMUL = "QuantizedMatMulWithBiasAndDequantize"
@@ -18,11 +18,7 @@ def check(define, expected: dict[str, int], *, error=0.05, config=None, shape=(N
     prepared, conversion, data = int8_of(graph_def, outputs, config)
     found = ops(conversion.graph_def)
     assert {op: found.get(op, 0) for op in expected} == expected
-    for int8, fp32 in zip(
-        run_graph(conversion.graph_def, prepared, data), run_graph(graph_def, prepared, data), strict=True
-    ):
-        assert int8.shape == fp32.shape
-        assert relative_error(int8, fp32) <= error
+    assert_close(graph_def, prepared, conversion, data, error)
     assert QuantizationPlan.from_json(conversion.plan.to_json()) == conversion.plan
     return conversion.plan
 
