@@ -8,6 +8,7 @@ import numpy as np
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto
 from tensorflow.python.framework import dtypes, op_def_registry, tensor_shape, tensor_util
 
 #: The integers that lie in memory behind TensorFlow's quantised dtypes.
@@ -92,6 +93,8 @@ def add_default_attrs(node: NodeDef) -> None:
 def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorProto:
     """Returns a TensorProto; ``dtype`` may ask for qint8, quint8 and the like, whose codes ``value`` then holds.
 
+    A tensor of one float32 or one code throughout is written as one, which stands for all of them.
+
     Raises:
       ValueError: if the codes of a quantised dtype are no whole numbers or do not fit it. They are never wrapped or
         truncated.
@@ -99,6 +102,8 @@ def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorP
     array = np.asarray(value)
     kind = dtypes.as_dtype(array.dtype if dtype is None else dtype)
     if not kind.is_quantized:
+        if kind == dtypes.float32 and array.dtype == np.float32 and _is_uniform(array.view(np.int32)):
+            return TensorProto(dtype=kind.as_datatype_enum, tensor_shape=_shape(array), float_val=[array.flat[0]])
         return tensor_util.make_tensor_proto(array, dtype=kind)
     plain = _PLAIN_DTYPES[kind.name]
     limits = np.iinfo(plain)
@@ -109,16 +114,22 @@ def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorP
         and (array.min() < limits.min or array.max() > limits.max or np.any(array != np.rint(array)))
     ):
         raise ValueError(f"the codes of a {kind.name} tensor must be whole numbers in [{limits.min}, {limits.max}]")
-    proto = TensorProto(dtype=kind.as_datatype_enum)
-    proto.tensor_shape.SetInParent()
-    for size in array.shape:
-        proto.tensor_shape.dim.add().size = size
+    proto = TensorProto(dtype=kind.as_datatype_enum, tensor_shape=_shape(array))
     codes = array.astype(plain, copy=False)
-    if codes.size > 1 and codes.flat[0] == codes.flat[-1] and np.all(codes == codes.flat[0]):
-        proto.int_val.append(int(codes.flat[0]))  # stands for all of them
+    if _is_uniform(codes):
+        proto.int_val.append(int(codes.flat[0]))
     else:
         proto.tensor_content = codes.tobytes()
     return proto
+
+
+def _shape(array: np.ndarray) -> TensorShapeProto:
+    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
+
+
+def _is_uniform(codes: np.ndarray) -> bool:
+    """Tells whether an array of integers holds one number several times; most do not, which is seen at once."""
+    return codes.size > 1 and codes.flat[0] == codes.flat[-1] and bool(np.all(codes == codes.flat[0]))
 
 
 def tensor_value(proto: TensorProto) -> np.ndarray:

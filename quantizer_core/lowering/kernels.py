@@ -251,7 +251,8 @@ class Emitter:
         bias_const = self.const(f"{name}/bias", np.asarray(bias, np.float32), beside=source.name)
         device_inputs = [source.name, codes, bias_const]
         device_types = [getattr(tf, source.dtype), tf.qint8, tf.float32]
-        limits = [self.range_const(values, source.name) for values in (-weights.limits, weights.limits)]
+        # Of a filter's range the kernels take the larger magnitude: zeros, shared, serve as its lower bounds.
+        limits = [self.range_const(values, source.name) for values in (np.zeros_like(weights.limits), weights.limits)]
         host_inputs = [*self.bounds(source), *limits]
         fused_ops = ["BiasAdd"]
         if summand is not None:
@@ -336,7 +337,7 @@ class Emitter:
         return self.graph.add_node("Mul", name, [out, scale_const], device=device, T=tf.float32)
 
     def pointwise(self, name: str, source: IntTensor, weights: QuantizedWeights, bias: np.ndarray,
-                  device: str = "") -> str:  # fmt: skip
+                  places: Sequence[int] = (), device: str = "") -> str:  # fmt: skip
         """Adds a 1×1 convolution of stride 1 as a matrix multiplication of its positions, with a float32 output.
 
         Args:
@@ -344,6 +345,7 @@ class Emitter:
           source: [batch, height, width, inputs].
           weights: codes [1, 1, inputs, outputs] and their scales.
           bias: float32 [outputs].
+          places: height and width, where they are known.
           device: device string of the nodes.
 
         Returns:
@@ -354,21 +356,28 @@ class Emitter:
         rows = self.matmul(
             f"{name}/product", self.reshape(source, (-1, inputs), f"{name}/rows"), matrix, bias, device
         )  # fmt: skip
-        # Of these ops TensorFlow knows the static part of the shape that they make.
+        if places:
+            shape = self.const(f"{name}/shape", np.array([-1, *places, outputs], np.int32), beside=source.name)
+        else:
+            shape = self._shape_with(source, outputs, name)
+        return self.graph.add_node("Reshape", name, [rows, shape], T=tf.float32, Tshape=tf.int32)
+
+    def _shape_with(self, source: IntTensor, channels: int, name: str) -> str:
+        """Returns the shape of an NHWC tensor with another number of channels, int32 [4].
+
+        Of the ops that are used TensorFlow knows the static part of the shape that they make.
+        """
         whole = self.graph.add_node(
             "Shape", f"{name}/source_shape", [source.name], T=getattr(tf, source.dtype), out_type=tf.int32
         )
-        zero, three, one, axis, width = (
+        zero, three, one, axis, last = (
             self.const(f"{name}/{word}", np.array(value, np.int32), beside=source.name)
-            for word, value in (("begin", [0]), ("end", [3]), ("step", [1]), ("axis", 0), ("outputs", [outputs]))
+            for word, value in (("begin", [0]), ("end", [3]), ("step", [1]), ("axis", 0), ("channels", [channels]))
         )
         positions = self.graph.add_node(
             "StridedSlice", f"{name}/positions", [whole, zero, three, one], T=tf.int32, Index=tf.int32
         )
-        shape = self.graph.add_node(
-            "ConcatV2", f"{name}/shape", [positions, width, axis], N=2, T=tf.int32, Tidx=tf.int32
-        )
-        return self.graph.add_node("Reshape", name, [rows, shape], T=tf.float32, Tshape=tf.int32)
+        return self.graph.add_node("ConcatV2", f"{name}/shape", [positions, last, axis], N=2, T=tf.int32, Tidx=tf.int32)
 
     def pool(self, op: str, name: str, source: IntTensor, *, ksize: Sequence[int], strides: Sequence[int],
              padding: str, device: str = "") -> IntTensor:  # fmt: skip

@@ -155,8 +155,11 @@ class _Lowering:
         anchor = self.graph.node(node.name)
         weights = self.parameters[node.name].weights
         source = self._source(node.sources[0])
-        multiply = self.emitter.matmul if anchor.op == "MatMul" else self.emitter.pointwise
-        name = multiply(f"{node.output}/int8", source, weights, self._bias(node), anchor.device)
+        given = (f"{node.output}/int8", source, weights, self._bias(node))
+        if anchor.op == "MatMul":
+            name = self.emitter.matmul(*given, device=anchor.device)
+        else:
+            name = self.emitter.pointwise(*given, places=node.places, device=anchor.device)
         self._keep_control(node, name)
         self._take_place(name, node.output)
 

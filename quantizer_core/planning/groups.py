@@ -70,6 +70,22 @@ class Group:
         return self.relu or self.stem
 
 
+def is_product(graph: Graph, group: Group) -> bool:
+    """Tells whether a convolution is a matrix product of its positions: 1×1, nothing skipped, nothing padded.
+
+    Where floats alone read its result, the kernel for matrix products gives them unrounded, as fast.
+    """
+    anchor = graph.node(group.anchor)
+    shape = graph.constant_shape(anchor.input[1]) or ()
+    return (
+        group.op == "Conv2D"
+        and tuple(shape[:2]) == (1, 1)
+        and set(anchor.attr["strides"].list.i) == {1}
+        and anchor.attr["padding"].s in (b"SAME", b"VALID")
+        and not group.padding
+    )
+
+
 class Matcher:
     """Matches groups in one prepared graph."""
 

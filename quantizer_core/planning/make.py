@@ -15,7 +15,7 @@ from quantizer_core.graph.infer import lazy_shapes
 from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
 from quantizer_core.planning.equalize import equalize
-from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, ordered
+from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, is_product, ordered
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure, joined
@@ -177,11 +177,12 @@ class _Planner:
             self.refused[name] = reason
 
     def _operands(self) -> list[str]:
-        """Returns the tensors whose shapes decide: both operands of fused sums, and what averages read."""
+        """Returns the tensors whose shapes count: operands of fused sums, what averages read and products make."""
         found = [(group.stem, group.residual.summand) for group in self.groups.values() if group.residual is not None]
         averages = [node for node in self.order if node.op in passive.AVERAGE_OPS]
         read = [canonical(node.input[0]) for node in averages if node.name not in self.matcher.sporadic]
-        return [*(tensor for pair in found for tensor in pair), *read]
+        made = [group.stem for group in self.groups.values() if is_product(self.graph, group)]
+        return [*(tensor for pair in found for tensor in pair), *read, *made]
 
     def _refuse_unseen(self) -> None:
         """Leaves alone what lies in a branch or loop that no example has entered."""
@@ -382,6 +383,7 @@ class _Planner:
             summand=step.summand,
             padding=step.padding,
             window=step.window,
+            places=step.places,
             form=form,
             weight_bits=bits,
             per_channel=bits > 0 and self.config.per_channel,

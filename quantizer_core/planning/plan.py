@@ -65,6 +65,7 @@ class NodePlan:
       summand: tensor that a fused sum adds, or "".
       padding: explicit padding (eight widths) that the kernel takes over from a Pad before it, or empty.
       window: height, width and channels that an ``average`` reads at a time, or empty.
+      places: height and width of what a 1×1 convolution makes that is a ``matmul``, where they are known, or empty.
       form: how the node is lowered: ``convolution``, ``matmul`` (float32 result; of a 1×1 convolution too),
         ``matmul_as_convolution``, ``pool``, ``average``, ``concat``, ``move``; "" if it is not.
       weight_bits: for nodes with weights 8, or 7 where their codes keep to 16-bit sums (see
@@ -83,6 +84,7 @@ class NodePlan:
     summand: str = ""
     padding: tuple[int, ...] = ()
     window: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
     form: str = ""
     weight_bits: int = 0
     per_channel: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.planning import passive
-from quantizer_core.planning.groups import Group, Matcher, Residual
+from quantizer_core.planning.groups import Group, Matcher, Residual, is_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Step:
       summand: the tensor that a fused sum adds, or "".
       padding: explicit padding that the kernel takes over from a Pad.
       window: height, width and channels that an ``average`` reads at a time.
+      places: height and width of the ``matmul`` of a 1×1 convolution, where they are known.
       note: what could not be taken in and why, or "".
     """
 
@@ -39,6 +40,7 @@ class Step:
     summand: str = ""
     padding: tuple[int, ...] = ()
     window: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
     note: str = ""
 
 
@@ -157,24 +159,14 @@ class Structure:
                 fused = (*bias, residual.add, residual.relu)
                 return dataclasses.replace(step, fused=fused, output=residual.relu, summand=residual.summand)
             step = dataclasses.replace(step, note=f"sum {residual.add!r} is not fused: {reason}")
-        if not self._wanted[group.output] and self._is_product(group):
-            return dataclasses.replace(step, form="matmul", integer=False)
+        if not self._wanted[group.output] and is_product(self._graph, group):
+            return dataclasses.replace(step, form="matmul", integer=False, places=self._places(group))
         return dataclasses.replace(step, output=group.output, fused=bias + ((group.relu,) if group.relu else ()))
 
-    def _is_product(self, group: Group) -> bool:
-        """Tells whether a convolution is a matrix product of its positions: 1×1, nothing skipped, nothing padded.
-
-        Where floats alone read its result, the kernel for matrix products gives them unrounded, as fast.
-        """
-        anchor = self._graph.node(group.anchor)
-        shape = self._graph.constant_shape(anchor.input[1]) or ()
-        return (
-            group.op == "Conv2D"
-            and tuple(shape[:2]) == (1, 1)
-            and set(anchor.attr["strides"].list.i) == {1}
-            and anchor.attr["padding"].s in (b"SAME", b"VALID")
-            and not group.padding
-        )
+    def _places(self, group: Group) -> tuple[int, ...]:
+        """Returns height and width of a convolution's result; () if they are not known, or in a branch or loop."""
+        shape = None if group.anchor in self._matcher.sporadic else self._shapes(group.stem)
+        return shape[1:3] if shape is not None and len(shape) == 4 and min(shape[1:3]) > 0 else ()
 
     def sum_refusal(self, group: Group, residual: Residual) -> str:
         """Returns why a sum may not be fused into a convolution, or "".

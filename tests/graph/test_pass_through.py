@@ -148,6 +148,21 @@ def test_constants_of_codes(dtype: tf.DType, shape: tuple[int, ...]) -> None:
     assert stored.tobytes() == found.tobytes()
 
 
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.5, np.nan, -np.inf])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 300)])
+def test_constants_of_one_float_are_written_as_one(value: float, shape: tuple[int, ...]) -> None:
+    array = np.full(shape, value, np.float32)
+    node = make_const("c", array)
+    assert node.ByteSize() < 80
+    for found in (tensor_value(node.attr["value"].tensor), run(GraphDef(node=[node]), {}, ["c:0"])[0]):
+        assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, shape, array.tobytes())
+
+
+def test_zeros_of_both_signs_are_not_written_as_one() -> None:
+    array = np.array([0.0, -0.0, 0.0], np.float32)
+    assert tensor_value(make_const("c", array).attr["value"].tensor).tobytes() == array.tobytes()
+
+
 @pytest.mark.parametrize("codes", [[1.5], [128.0], [-129], [np.nan]])
 def test_codes_are_never_wrapped_or_truncated(codes: list[float]) -> None:
     with pytest.raises(ValueError, match=r"codes of a qint8 tensor must be whole numbers in \[-128, 127\]"):

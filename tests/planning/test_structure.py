@@ -204,7 +204,7 @@ def test_moves_carry_integers_between_kernels_only():
 def test_a_pointwise_convolution_that_floats_read_is_not_rounded(size_known, per_channel):
     def define(net, x):
         if not size_known:
-            x = tf.reshape(x, tf.concat([tf.shape(x * 2.0)[:3], [8]], 0))
+            x = tf.reshape(x, tf.concat([tf.maximum(tf.shape(x)[:3], 1), [8]], 0))
         signed = net.conv(tf.tanh(x), 12)
         logits = net.conv(net.conv(x, 16, relu="relu"), 24, 1, relu="relu6", bias=False)
         return tf.reduce_mean(logits, [1, 2]), tf.sigmoid(net.conv(signed, 4, 1)), net.conv(signed, 4, 1, stride=2)
@@ -215,6 +215,7 @@ def test_a_pointwise_convolution_that_floats_read_is_not_rounded(size_known, per
     assert [node.op for node in products] == ["Conv2D", "Conv2D"]
     assert {plan.tensors[node.sources[0]].dtype for node in products} == {"quint8", "qint8"}
     assert not {node.output for node in products} & set(plan.tensors)
+    assert {node.places for node in products} == {(12, 12) if size_known else ()}
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
