@@ -167,9 +167,10 @@ def test_the_dedicated_depthwise_kernel_has_no_signed_source():
 
 
 def child(case: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a case of ``quirk_cases``; a kernel that hangs is given up after five minutes."""
     return subprocess.run(
         [sys.executable, "-m", "tests.helpers.quirk_cases", case], cwd=pathlib.Path(__file__).parents[2],
-        env={**os.environ, **environment}, capture_output=True, text=True,
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
