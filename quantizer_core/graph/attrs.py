@@ -8,7 +8,6 @@ import numpy as np
 from tensorflow.core.framework.attr_value_pb2 import AttrValue
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.framework.tensor_pb2 import TensorProto
-from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto
 from tensorflow.python.framework import dtypes, op_def_registry, tensor_shape, tensor_util
 
 #: The integers that lie in memory behind TensorFlow's quantised dtypes.
@@ -101,9 +100,10 @@ def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorP
     """
     array = np.asarray(value)
     kind = dtypes.as_dtype(array.dtype if dtype is None else dtype)
+    shape = tensor_shape.TensorShape(array.shape).as_proto()
     if not kind.is_quantized:
         if kind == dtypes.float32 and array.dtype == np.float32 and _is_uniform(array.view(np.int32)):
-            return TensorProto(dtype=kind.as_datatype_enum, tensor_shape=_shape(array), float_val=[array.flat[0]])
+            return TensorProto(dtype=kind.as_datatype_enum, tensor_shape=shape, float_val=[array.flat[0]])
         return tensor_util.make_tensor_proto(array, dtype=kind)
     plain = _PLAIN_DTYPES[kind.name]
     limits = np.iinfo(plain)
@@ -114,17 +114,13 @@ def make_tensor(value: np.ndarray, dtype: dtypes.DType | None = None) -> TensorP
         and (array.min() < limits.min or array.max() > limits.max or np.any(array != np.rint(array)))
     ):
         raise ValueError(f"the codes of a {kind.name} tensor must be whole numbers in [{limits.min}, {limits.max}]")
-    proto = TensorProto(dtype=kind.as_datatype_enum, tensor_shape=_shape(array))
+    proto = TensorProto(dtype=kind.as_datatype_enum, tensor_shape=shape)
     codes = array.astype(plain, copy=False)
     if _is_uniform(codes):
         proto.int_val.append(int(codes.flat[0]))
     else:
         proto.tensor_content = codes.tobytes()
     return proto
-
-
-def _shape(array: np.ndarray) -> TensorShapeProto:
-    return TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in array.shape])
 
 
 def _is_uniform(codes: np.ndarray) -> bool:

@@ -179,9 +179,10 @@ class _Planner:
     def _operands(self) -> list[str]:
         """Returns the tensors whose shapes count: operands of fused sums, what averages read and products make."""
         found = [(group.stem, group.residual.summand) for group in self.groups.values() if group.residual is not None]
-        averages = [node for node in self.order if node.op in passive.AVERAGE_OPS]
-        read = [canonical(node.input[0]) for node in averages if node.name not in self.matcher.sporadic]
-        made = [group.stem for group in self.groups.values() if is_product(self.graph, group)]
+        steady = [node for node in self.order if node.name not in self.matcher.sporadic]
+        read = [canonical(node.input[0]) for node in steady if node.op in passive.AVERAGE_OPS]
+        groups = [self.groups[node.name] for node in steady if node.name in self.groups]
+        made = [group.stem for group in groups if is_product(self.graph, group)]
         return [*(tensor for pair in found for tensor in pair), *read, *made]
 
     def _refuse_unseen(self) -> None:
