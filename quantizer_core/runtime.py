@@ -21,6 +21,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNodeError, nearest
 from quantizer_core.graph.graph import canonical
+from quantizer_core.graph.infer import infer_shapes
 from quantizer_core.onednn import SWITCH
 from quantizer_core.types import TensorSpec
 
@@ -319,22 +320,14 @@ def _mixes_examples(
     graph_def: graph_pb2.GraphDef, inputs: Sequence[TensorSpec], tensors: Sequence[str], batch: int
 ) -> str | None:
     """Returns the first tensor whose first dimension is not surely the batch, or None."""
-    probed = graph_pb2.GraphDef()
-    probed.CopyFrom(graph_def)
-    for node in probed.node:
-        node.attr.pop("_output_shapes", None)  # they would contradict the probe's batch
-    with tf.Graph().as_default():
-        feeds = {}
-        for spec in inputs:
-            shape = None if spec.shape is None else [batch, *(None if size < 0 else size for size in spec.shape[1:])]
-            feeds[f"{spec.name}:0"] = tf.placeholder(spec.dtype, shape)
-        names = [name if ":" in name else f"{name}:0" for name in tensors]
-        try:
-            found = tf.graph_util.import_graph_def(probed, feeds, names, name="probe")
-        except (ValueError, tf.errors.OpError):  # for instance where a constant shape contradicts the batch
-            return tensors[0] if tensors else None
-    for name, tensor in zip(tensors, found, strict=True):
-        if not tensor.shape.rank or tensor.shape[0] != batch:
+    feeds = {spec.name: None if spec.shape is None else (batch, *spec.shape[1:]) for spec in inputs}
+    try:
+        shapes = infer_shapes(graph_def, feeds)
+    except GraphError:  # for instance where a constant shape contradicts the batch
+        return tensors[0] if tensors else None
+    for name in tensors:
+        shape = shapes.get(canonical(name))
+        if not shape or shape[0] != batch:
             return name
     return None
 

@@ -62,6 +62,8 @@ def tensor_info(
     with graph.as_default():
         try:
             if feeds:
+                for node in light.node:
+                    node.attr.pop("_output_shapes", None)  # they are those of other feeds
                 # Each feed becomes a placeholder of its own.
                 dtypes = _dtypes(graph_def, feeds)
                 stand_ins = {

@@ -242,6 +242,16 @@ def test_examples_that_do_not_stay_apart_run_one_by_one(tensor: str, size: int) 
     assert runtime.batch_size_for(graph.as_graph_def(), [spec], [tensor], 16) == size
 
 
+def test_shapes_that_nodes_carry_along_do_not_fix_the_batch() -> None:
+    with tf.Graph().as_default() as graph:
+        tf.nn.relu(tf.placeholder(tf.float32, [None, 3], name="x"), name="y")
+    graph_def = graph.as_graph_def()
+    carried = tf.TensorShape([1, 3]).as_proto()  # as of a graph that was frozen with a batch of 1
+    graph_def.node[-1].attr["_output_shapes"].list.shape.add().CopyFrom(carried)
+    assert runtime.batch_size_for(graph_def, [TensorSpec("x", "float32", (-1, 3))], ["y"], 16) == 16
+    assert graph_def.node[-1].attr["_output_shapes"].list.shape[0] == carried
+
+
 def test_a_fixed_batch_that_is_folded_is_refused() -> None:
     with tf.Graph().as_default() as graph:
         x = tf.placeholder(tf.float32, [8, 4, 3], name="x")
