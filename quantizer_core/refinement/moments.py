@@ -12,6 +12,22 @@ import numpy as np
 POSITIONS, DEPTHWISE_POSITIONS = 1 << 13, 1 << 11
 #: Inputs of a layer whose covariance with each other is gathered; blocks of a layer count as independent.
 BLOCK = 512
+# Rows that are added up in float32; their sums in float64.
+_PART = 1 << 8
+
+
+def column_sums(rows: np.ndarray) -> np.ndarray:
+    """Returns the sums over all axes but the last of float32 [..., columns], float64 [columns].
+
+    As products with ones they take a fraction of the time of NumPy's sum in float64, and are as close as the float32
+    values are: the error is some 1e-7 of the sum of magnitudes at the most.
+    """
+    flat = rows.reshape(-1, rows.shape[-1])
+    ones = np.ones((1, _PART), np.float32)
+    whole = len(flat) // _PART * _PART
+    parts = ones @ flat[:whole].reshape(-1, _PART, flat.shape[1])
+    rest = ones[:, : len(flat) - whole] @ flat[whole:]
+    return np.asarray(parts.sum((0, 1), dtype=np.float64) + rest[0])
 
 
 def patches(
@@ -70,16 +86,22 @@ class Covariance:
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows of patches, float32 [positions, taps, channels]."""
+        taps = rows.shape[1:]
+        flat = rows.reshape(len(rows), -1)
         if self._shift is None:
             # Near the mean the products are as small as the covariance: float32 does not lose it in the difference.
-            self._shift = rows.mean(0, dtype=np.float64).astype(np.float32)
-        rows = rows - self._shift
+            self._shift = (column_sums(flat) / len(flat)).astype(np.float32)
+        flat = flat - self._shift
+        sums = column_sums(flat)[None]
         if self._depthwise:
-            parts = [np.ascontiguousarray(rows.transpose(2, 0, 1))]
+            parts = [np.ascontiguousarray(flat.reshape(-1, *taps).transpose(2, 0, 1))]
+            sums_of_parts = [sums.reshape(taps).T]
         else:
-            flat = rows.reshape(len(rows), -1)
-            parts = [flat[None, :, start : start + BLOCK] for start in range(0, flat.shape[1], BLOCK)]
-        found = [(part.sum(1, dtype=np.float64), (part.transpose(0, 2, 1) @ part).astype(np.float64)) for part in parts]
+            starts = range(0, flat.shape[1], BLOCK)
+            parts = [flat[None, :, start : start + BLOCK] for start in starts]
+            sums_of_parts = [sums[:, start : start + BLOCK] for start in starts]
+        products = [(part.transpose(0, 2, 1) @ part).astype(np.float64) for part in parts]
+        found = list(zip(sums_of_parts, products, strict=True))
         known = self._blocks or [(np.zeros(()), np.zeros(()))] * len(found)
         self._blocks = [(s + more_s, p + more_p) for (s, p), (more_s, more_p) in zip(known, found, strict=True)]
         self._count += len(rows)

@@ -54,8 +54,8 @@ def refine(
     for node in simulation.steps:
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)
-        sources = [batch * scales.astype(np.float32) for batch in simulation.source(node)]
-        weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, config)
+        sources = simulation.source(node)
+        weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, scales, config)
         means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
         bias = bias_of(graph, node, filters)
         if config.bias_correction:
@@ -76,8 +76,10 @@ def _weights(
     filters: np.ndarray,
     even: bool,
     sources: Sequence[np.ndarray],
+    scales: np.ndarray,
     config: QuantizationConfig,
 ) -> QuantizedWeights:
+    """Returns a kernel's rounded weights; ``filters`` carry the ``scales`` of the channels that they read."""
     depthwise = node.op == "DepthwiseConv2dNative"
     codes = grid(
         filters, depthwise=depthwise, per_channel=node.per_channel, bits=node.weight_bits, even=even,
@@ -97,7 +99,9 @@ def _weights(
             waiting.append(_patches(anchor, node, values, size, positions))
         # A product of many rows costs little more than one of few.
         if values is sources[-1] or sum(map(len, waiting)) >= wanted // 4:
-            covariance.add(np.concatenate(waiting))
+            rows = np.concatenate(waiting)
+            rows *= scales.astype(np.float32)
+            covariance.add(rows)
             waiting = []
     moments = covariance.result()
     if depthwise:

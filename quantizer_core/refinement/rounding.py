@@ -38,9 +38,10 @@ def round_second_order(
       float64 [inputs, outputs], whole numbers in -top…top.
     """
     codes = np.zeros((len(weights) + 1, weights.shape[1]))  # the last row stays zero: the neighbour of those without
-    neighbours = np.full(len(weights), len(weights))
+    neighbours = None
     if channels:
         rows = np.arange(len(weights))
+        neighbours = np.full(len(weights), len(weights))
         first = (rows % channels % 2 == 0) & (rows % channels + 1 < channels)
         second = rows % channels % 2 == 1
         neighbours[first], neighbours[second] = rows[first] + 1, rows[second] - 1
@@ -53,7 +54,7 @@ def round_second_order(
 
 
 def _round_block(
-    weights: np.ndarray, moments: np.ndarray, top: int, codes: np.ndarray, neighbours: np.ndarray, first: int
+    weights: np.ndarray, moments: np.ndarray, top: int, codes: np.ndarray, neighbours: np.ndarray | None, first: int
 ) -> None:
     """Rounds the rows from ``first`` on, in steps, into ``codes``, where rows that are not rounded yet are zero."""
     order = np.argsort(-np.diag(moments), kind="stable")
@@ -65,11 +66,10 @@ def _round_block(
         end = min(start + _LAZY, len(weights))
         targets = weights[start:end] - feedback[:start, start:end].T @ errors[:start]
         for row, (at, target) in enumerate(zip(places[start:end], targets, strict=True), start):
-            beside = codes[neighbours[at]]
             rounded = np.rint(target, out=codes[at])
             np.minimum(rounded, top, out=rounded)
             np.maximum(rounded, -top, out=rounded)
-            if beside.any():
+            if neighbours is not None and (beside := codes[neighbours[at]]).any():
                 np.minimum(rounded, PAIR - np.maximum(beside, 0), out=rounded)
                 np.maximum(rounded, np.maximum(-beside, 0) - PAIR, out=rounded)
             np.subtract(rounded, weights[row], out=errors[row])

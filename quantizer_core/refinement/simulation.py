@@ -16,7 +16,8 @@ from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.lowering.simulate import gives_codes, round_tensors, set_parameters
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
-from quantizer_core.runtime import batch_size_for, imported, stack_batch
+from quantizer_core.refinement.moments import column_sums
+from quantizer_core.runtime import batch_size_for, compiled, imported, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples a step.
@@ -134,15 +135,17 @@ class Simulation:
         products: Sequence[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         results = []
-        fetch = tensor if ":" in tensor else f"{tensor}:0"
+        fetch, step = _full(tensor), None
         for index, (feeds, kept) in enumerate(zip(self.feeds, self._kept, strict=True)):
-            fed = {f"{name}:0": value for name, value in {**feeds, **(more or {})}.items()}
+            fed = {**feeds, **(more or {}), **{self._cuts[name]: kept[name] for name in self._needs[node.name]}}
             if products is not None:
-                fed[f"{node.name}:0"] = products[index]
-            for name in self._needs[node.name]:
-                cut = self._cuts[name]
-                fed[cut if ":" in cut else f"{cut}:0"] = kept[name]
-            results.append(fed[fetch] if fetch in fed else self._session.run(fetch, fed))
+                fed[node.name] = products[index]
+            fed = {_full(name): value for name, value in fed.items()}
+            if fetch in fed:
+                results.append(fed[fetch])
+                continue
+            step = step or compiled(self._session, list(fed), [fetch])
+            results += step(*fed.values())
         return results
 
     def close(self) -> None:
@@ -167,10 +170,14 @@ def _computed(node: tf.NodeDef, inputs: Sequence[np.ndarray], filters: np.ndarra
             return_elements=["node:0"],
         )[0]
     with tf.Session(graph=graph) as session:
-        return [session.run(result, {fed: each}) for each in inputs]
+        step = compiled(session, [fed.name], [result.name])
+        return [step(each)[0] for each in inputs]
+
+
+def _full(tensor: str) -> str:
+    return tensor if ":" in tensor else f"{tensor}:0"
 
 
 def mean_over_positions(batches: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean over all axes but the last, float64 [channels]."""
-    total = sum(batch.reshape(-1, batch.shape[-1]).sum(0, dtype=np.float64) for batch in batches)
-    return np.asarray(total / sum(batch[..., 0].size for batch in batches))
+    return np.asarray(sum(map(column_sums, batches)) / sum(batch[..., 0].size for batch in batches))

@@ -78,7 +78,7 @@ def test_refined_graphs_are_closer_to_fp32(options):
 
 
 def test_biases_match_the_means_of_the_fp32_graph():
-    config, graph_def, prepared, plan, data = setting(24, rounding="nearest", reduce_range="on", per_channel=False)
+    config, graph_def, prepared, plan, data = setting(48, rounding="nearest", reduce_range="on", per_channel=False)
     parameters = refine(prepared, plan, [{"x": row} for row in data], config)
     exact = run_graph(graph_def, prepared, data)[0].mean(0)
     corrected = run_graph(lower(prepared, plan, parameters), prepared, data)[0].mean(0)

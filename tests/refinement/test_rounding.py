@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantizer_core.lowering.weights import PAIR
-from quantizer_core.refinement.moments import BLOCK, Covariance, patches
+from quantizer_core.refinement.moments import BLOCK, Covariance, column_sums, patches
 from quantizer_core.refinement.rounding import round_channels_second_order, round_second_order
 
 
@@ -135,6 +136,14 @@ def test_wide_layers_have_blocks():
     first, second = gathered.result()
     np.testing.assert_allclose(first, exact[:BLOCK, :BLOCK], atol=1e-4)
     np.testing.assert_allclose(second, exact[BLOCK:, BLOCK:], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1023, 5), (1024, 1), (2, 600, 7), (3000, 2)])
+def test_column_sums_lose_nothing_that_float32_has(shape):
+    values = np.random.default_rng(0).normal(3, 10, size=shape).astype(np.float32)
+    flat = values.reshape(-1, shape[-1]).astype(np.float64)
+    assert column_sums(values).dtype == np.float64
+    assert np.all(np.abs(column_sums(values) - flat.sum(0)) <= 1e-7 * np.abs(flat).sum(0))
 
 
 def test_covariance_in_parts_is_that_of_the_whole():
