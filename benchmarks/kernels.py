@@ -1,9 +1,9 @@
 """Times kernels between floats in FP32 and INT8: ``python -m benchmarks.kernels``.
 
 It shows from how many products a value on INT8 makes up for rounding what a kernel reads and for the way back
-(``quantizer_core.planning.make.ENOUGH_PRODUCTS``). Each graph is four like layers with a Tanh behind each, which no
-kernel takes in; or, in a chain, a Relu, so that codes go from layer to layer. Every time is taken in a process of its
-own; FP32 and INT8 take turns.
+(``quantizer_core.planning.make.ENOUGH_PRODUCTS``), and how many kernels in a chain need besides. Each graph is some
+like layers with a Tanh behind each, which no kernel takes in; or, in a chain, a Relu, so that codes go from layer to
+layer. Every time is taken in a process of its own; FP32 and INT8 take turns.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import numpy as np
 
 from benchmarks import tables
 
-LAYERS = 4
-#: Height and width of the images.
-SIDE = 28
-
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """``size``×``size`` convolutions, a depthwise one, or matrix products (size 0); ``chained``: it hands on codes."""
+    """``size``×``size`` convolutions, depthwise ones, or matrix products (size 0); ``chained``: they hand on codes.
+
+    ``count`` is how many of them there are, ``side`` height and width of the images.
+    """
 
     title: str
     size: int
     channels: int
     depthwise: bool = False
     chained: bool = False
+    count: int = 4
+    side: int = 28
 
     @property
     def products(self) -> float:
@@ -49,6 +50,8 @@ CASES = (
     Layer("depthwise 3×3 in a chain", 3, 128, depthwise=True, chained=True),
     *(Layer("1×1 in a chain", 1, channels, chained=True) for channels in (16, 32, 64)),
     *(Layer("3×3 in a chain", 3, channels, chained=True) for channels in (4, 8, 16)),
+    *(Layer("1×1 in a chain", 1, 32, chained=True, count=count, side=side) for side in (7, 14) for count in (2, 8)),
+    *(Layer("3×3 in a chain", 3, 16, chained=True, count=count, side=side) for side in (7, 14) for count in (2, 8)),
     *(Layer("matrices in a chain", 0, channels, chained=True) for channels in (64, 128, 256, 512, 1024)),
 )
 
@@ -59,10 +62,10 @@ def network(layer: Layer) -> Any:
 
     rng = np.random.default_rng(0)
     width = layer.channels
-    shape = (width,) if layer.size == 0 else (SIDE, SIDE, width)
+    shape = (width,) if layer.size == 0 else (layer.side, layer.side, width)
     with tf.Graph().as_default() as graph:
         y = tf.placeholder(tf.float32, (None, *shape), "x")
-        for _ in range(LAYERS):
+        for _ in range(layer.count):
             taps = max(layer.size, 1) ** 2 * (1 if layer.depthwise else width)
             size = (layer.size, layer.size) if layer.size else ()
             values = rng.normal(0, taps**-0.5, (*size, width, 1 if layer.depthwise else width)).astype(np.float32)
@@ -99,15 +102,17 @@ def measure(layer: Layer, batch: int, repeats: int, seconds: float) -> tuple[flo
 def markdown(rows: Sequence[tuple[Layer, int, tuple[float, float, float, float]]], machine: str) -> str:
     """Returns the table in Markdown."""
     lines = [
-        f"Measured on {machine}, one thread; {LAYERS} layers, a Tanh (in a chain, a Relu) behind each, images "
-        f"{SIDE}×{SIDE}; in brackets the least and the most of the repeats.",
+        f"Measured on {machine}, one thread; a Tanh (in a chain, a Relu) behind each layer; in brackets the least and "
+        "the most of the repeats.",
         "",
-        "| layer | channels | products a value | batch | FP32, ms | INT8 over FP32's speed |",
-        "|---|" + "---:|" * 5,
+        "| layer | layers | images | channels | products a value | batch | FP32, ms | INT8 over FP32's speed |",
+        "|---|" + "---:|" * 7,
     ]
     for layer, batch, (fp32, *ratio) in rows:
         figures = f"{fp32:.2f} | {tables.times(*ratio)}"
-        lines.append(f"| {layer.title} | {layer.channels} | {layer.products:.0f} | {batch} | {figures} |")
+        images = f"{layer.side}×{layer.side}" if layer.size else "–"
+        sizes = f"{layer.count} | {images} | {layer.channels} | {layer.products:.0f} | {batch}"
+        lines.append(f"| {layer.title} | {sizes} | {figures} |")
     return "\n".join(lines)
 
 

@@ -57,6 +57,7 @@ class GraphConverter:
       calibration_feeds: batches of examples in its place: input name → array, as a session is fed them; read once, one
         after the other.
       timeout: seconds that the command may take; None: any.
+      only_faster: leave FP32 what INT8 would make slower.
       debug: keep the intermediate graphs beside the output (see ``quantizer_core.stages``).
 
     Raises:
@@ -85,6 +86,7 @@ class GraphConverter:
         self.gen_calib_data_cmds: str | None = None
         self.calibration_feeds: Iterable[Mapping[str, np.ndarray]] | None = None
         self.timeout: float | None = None
+        self.only_faster = True
         self.debug = False
         self._config()
 
@@ -134,6 +136,7 @@ class GraphConverter:
             excluded_nodes=tuple(_names("excluded_nodes", self.excluded_nodes)),
             per_channel=self.per_channel,
             calibration_method=ALGORITHMS[self.algo],
+            only_faster=self.only_faster,
         )
 
     def _calibrated(self, prepared: PreparedGraph, config: QuantizationConfig) -> CalibrationRun:

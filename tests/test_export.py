@@ -69,7 +69,7 @@ class Case:
         rng = np.random.default_rng(1)
         self.examples = [examples(rng) for _ in range(COUNT)]
         if int8:
-            config = QuantizationConfig(inputs=inputs, outputs=outputs, preprocess=preprocess)
+            config = QuantizationConfig(inputs=inputs, outputs=outputs, preprocess=preprocess, only_faster=False)
             self.graph_def = quantize(self.graph_def, self.examples, config).graph_def
             assert any(node.op.startswith(("_FusedQuantized", "Quantized")) for node in self.graph_def.node)
 
@@ -326,7 +326,7 @@ def test_real_int8_graphs(
 
     examples = list(read_examples(shared_data / "images" / "nips2017_dev"))[:24]
     graph_def = load_graph(shared_data / "graphs" / file)
-    config = QuantizationConfig(inputs=("input",), outputs=(output,), preprocess=preprocess)
+    config = QuantizationConfig(inputs=("input",), outputs=(output,), preprocess=preprocess, only_faster=False)
     int8 = quantize(graph_def, examples, config).graph_def
     inputs: tuple[TensorSpec, ...] = input_specs(graph_def, ("input",))
     export_saved_model(int8, inputs, (output,), preprocess, tmp_path / "model")

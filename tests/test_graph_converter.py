@@ -38,6 +38,7 @@ def feeds() -> Iterator[dict[str, np.ndarray]]:
 def converter(folder: Path, **arguments: object) -> GraphConverter:
     made = GraphConverter(folder / "net.pb", arguments.pop("output_graph", None), **arguments)  # type: ignore[arg-type]
     made.calibration_feeds = feeds()
+    made.only_faster = False
     return made
 
 
@@ -54,8 +55,8 @@ def test_arguments_are_those_of_2020_and_attributes_too(folder: Path) -> None:
         "input_graph_is_binary", "algo",
     ]  # fmt: skip
     assert [given[name].default for name in list(given)[2:]] == [(), (), (), (), False, True, "DIRECT"]
-    made = converter(folder)
-    assert made.gen_calib_data_cmds is None and made.debug is False
+    made = GraphConverter(folder / "net.pb", None)
+    assert made.gen_calib_data_cmds is None and made.debug is False and made.only_faster is True
     assert made.output_graph == str(folder / "net_int8.pb")
     assert GraphConverter.covert is GraphConverter.convert
 
@@ -118,7 +119,7 @@ def test_text_graphs_are_read_where_they_are_announced(folder: Path) -> None:
     (folder / "net.pbtxt").write_text(text_format.MessageToString(GRAPH))
     for binary in (True, False):
         made = GraphConverter(folder / "net.pbtxt", folder / "int8.pb", input_graph_is_binary=binary)
-        made.calibration_feeds = feeds()
+        made.calibration_feeds, made.only_faster = feeds(), False
         if binary:
             with pytest.raises(GraphError, match="text GraphDef"):
                 made.convert()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from quantizer_core.calibration.methods import select_range
@@ -15,7 +16,7 @@ from quantizer_core.graph.infer import lazy_shapes
 from quantizer_core.lowering import safe
 from quantizer_core.planning import passive
 from quantizer_core.planning.equalize import equalize
-from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, is_product, ordered
+from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matcher, find_groups, ordered
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure, joined
@@ -33,9 +34,10 @@ GATE_CLOSED = 8.0
 #: Products for each value read or made below which kernels between floats are slower in INT8, without and with VNNI:
 #: measured, as what follows, by ``python -m benchmarks.kernels``.
 ENOUGH_PRODUCTS = {False: 64, True: 40}
-#: Products of one row that a matrix product needs besides, for its kernel and for each float tensor to round; and the
-#: rows up to which FP32's kernel takes no longer than for one, as it waits for the weights.
-KERNEL_PRODUCTS, ENTRY_PRODUCTS, READING_ROWS = 100_000, 50_000, 7
+#: Products that a kernel needs besides, however small it is; a float tensor that goes into matrix products; one that
+#: goes into or comes out of an island with convolutions, whose products take less time. And the rows up to which FP32's
+#: matrix product takes no longer than for one, as it waits for the weights.
+KERNEL_PRODUCTS, ENTRY_PRODUCTS, EDGE_PRODUCTS, READING_ROWS = 100_000, 50_000, 300_000, 7
 #: Smallest range: a tensor that is always zero still needs a scale.
 SMALLEST_LIMIT = 1e-6
 
@@ -177,12 +179,12 @@ class _Planner:
             self.refused[name] = reason
 
     def _operands(self) -> list[str]:
-        """Returns the tensors whose shapes count: operands of fused sums, what averages read and products make."""
+        """Returns the tensors whose shapes count: operands of fused sums, what averages read and convolutions make."""
         found = [(group.stem, group.residual.summand) for group in self.groups.values() if group.residual is not None]
         steady = [node for node in self.order if node.name not in self.matcher.sporadic]
         read = [canonical(node.input[0]) for node in steady if node.op in passive.AVERAGE_OPS]
         groups = [self.groups[node.name] for node in steady if node.name in self.groups]
-        made = [group.stem for group in groups if is_product(self.graph, group)]
+        made = [group.stem for group in groups if group.op != "MatMul"]
         return [*(tensor for pair in found for tensor in pair), *read, *made]
 
     def _refuse_unseen(self) -> None:
@@ -198,18 +200,21 @@ class _Planner:
         """Leaves kernels alone that have little to do for what they cost; tells whether there are any.
 
         Of a kernel that reads floats and is read by floats, rounding what it reads and the way back may cost more than
-        it saves. Of matrix products that hand codes to each other, the kernels may: that of a few rows takes
-        microseconds however small it is.
+        it saves. Of kernels that hand codes to each other, they themselves may: each takes microseconds more than
+        FP32's, however small it is.
         """
         slow: dict[str, str] = {}
+        read = {tensor for step in structure.steps for tensor in (*step.sources, step.summand)}
         for island in structure.islands():
             kernels = [step for step in island if step.form in ("convolution", "matmul")]
             if not kernels:
                 continue
+            reason = ""
             if all(step.op == "MatMul" for step in kernels) or (len(island) == 1 and not island[0].summand):
                 reason = self._too_little(island, kernels)
-                if reason:
-                    slow.update(dict.fromkeys((step.name for step in kernels), reason))
+            if not reason and any(step.op != "MatMul" for step in kernels):
+                reason = self._too_small(island, kernels, read)
+            slow.update(dict.fromkeys((step.name for step in kernels if reason), reason))
         self._refuse(slow)
         return bool(slow)
 
@@ -236,6 +241,45 @@ class _Planner:
             count = f"{share:.0f} products a value" if share < self.enough_products else f"{products:,} products"
             few = f"it reads floats, floats read it, and {count}"
         return f"{few} are few: {SLOWER}"
+
+    def _too_small(self, island: Sequence[Step], kernels: Sequence[Step], read: Collection[str]) -> str:
+        """Returns why an island with convolutions would be slower in INT8, or "": also where sizes are not known.
+
+        Args:
+          island: its steps.
+          kernels: those with weights.
+          read: every tensor that a step of the graph reads as codes.
+        """
+        made = {step.output for step in island}
+        products = 0
+        edges: dict[str, int] = {}  # float tensors that go in or come out, and the values that kernels have to do with
+        for step in island:
+            taken = () if step.form == "average" else (*step.sources, step.summand)
+            edges.update(dict.fromkeys((tensor for tensor in taken if tensor and tensor not in made), 0))
+            if step.output not in read:
+                edges[step.output] = 0
+        for step in kernels:
+            places = self._places(step)
+            if not places:
+                return ""
+            work = work_of(self.graph, self.graph.node(step.name))
+            products += work.products * places
+            of_step = {step.sources[0]: work.read, step.summand: work.made, step.output: work.made}
+            edges.update({tensor: each * places for tensor, each in of_step.items() if tensor in edges})
+        fixed = KERNEL_PRODUCTS * len(kernels) + EDGE_PRODUCTS * len(edges)
+        if self.rows * (products - self.enough_products * sum(edges.values())) >= fixed:
+            return ""
+        few = f"{self.rows * products:,} products"
+        if len(kernels) == 1:
+            return f"it reads floats, floats read it, and {few} are few: {SLOWER}"
+        return f"floats go into {len(kernels)} kernels and come out, {few} in all are few: {SLOWER}"
+
+    def _places(self, step: Step) -> int:
+        """Returns at how many places of an example a kernel is computed; 0 if that is not known."""
+        if step.op == "MatMul":
+            return 1
+        shape = self.shapes(self.groups[step.name].stem)
+        return math.prod(shape[1:3]) if shape is not None and min(shape[1:3]) > 0 else 0
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -23,7 +22,6 @@ def test_a_chain_converts_whole_and_computes_what_it_did(nodes: int) -> None:
     from quantizer_core.runtime import GraphSession
 
     graph_def, config = conversion.chain(nodes)
-    config = dataclasses.replace(config, only_faster=False)  # one layer by itself would stay FP32
     assert len(graph_def.node) == nodes + 1
     prepared = qc.prepare(graph_def, config)
     converted = qc.convert(prepared, conversion.repeated_statistics(prepared), config)

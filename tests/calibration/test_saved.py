@@ -41,7 +41,7 @@ GRAPH, OUTPUTS = build(_net, (None, 12, 12, 4))
 for _node in GRAPH.node:  # as frozen graphs come: TensorFlow adds attributes that have their defaults when it runs them
     for _name in ("dilations", "explicit_paddings", "data_format"):
         _node.attr.pop(_name, None)
-CONFIG = QuantizationConfig(outputs=OUTPUTS, batch_size=4, refine_examples=4)
+CONFIG = QuantizationConfig(only_faster=False, outputs=OUTPUTS, batch_size=4, refine_examples=4)
 
 
 def _records() -> list[bytes]:

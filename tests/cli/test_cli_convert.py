@@ -54,7 +54,7 @@ class Workspace:
     def convert(self, *options: object, images: bool = True) -> Result:
         data = ("images", "--preprocess", "unit", "--classes", "a,b,c") if images else ("records.gz",)
         paths = ["--input_graph", self.graph, "--output_graph", self.output, "--calibration_data", self.root / data[0]]
-        return run("convert", *paths, *data[1:], *options)
+        return run("convert", *paths, *data[1:], "--only_faster", "false", *options)
 
     def made(self) -> list[str]:
         return [path.name for path in sorted(self.root.iterdir()) if path not in self.before]
@@ -101,7 +101,8 @@ def test_the_same_bytes_each_time_and_from_images_or_their_tfrecords(workspace: 
     first = workspace.output.read_bytes()
     records = workspace.root / "images.gz"
     assert run("make-tfrecords", "--images", workspace.root / "images", "--output", records).exit_code == 0
-    options = ("convert", "--input_graph", workspace.graph, "--output_graph", workspace.output, "--preprocess", "unit")
+    options = ("convert", "--input_graph", workspace.graph, "--output_graph", workspace.output, "--preprocess", "unit",
+               "--only_faster", "false")  # fmt: skip
     assert run(*options, "--calibration_data", records, "--overwrite").exit_code == 0
     assert workspace.output.read_bytes() == first
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def paths(folder: Path) -> list[object]:
-    return ["--input_graph", folder / "graph.pb", "--calibration_data", folder / "data.gz"]
+    return ["--input_graph", folder / "graph.pb", "--calibration_data", folder / "data.gz", "--only_faster", "false"]
 
 
 def test_tables_worst_first_and_what_stayed_fp32(folder: Path) -> None:

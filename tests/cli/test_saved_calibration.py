@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _convert(folder: Path, *options: object) -> Result:
     paths = ("--input_graph", folder / "graph.pb", "--output_graph", folder / "int8.pb", "--overwrite")
-    return run("convert", *paths, *options)
+    return run("convert", *paths, "--only_faster", "false", *options)
 
 
 def test_saved_calibration_converts_as_the_data_would_without_reading_it(folder: Path) -> None:
@@ -67,7 +67,8 @@ def test_the_rest_of_the_calibration_data_can_still_be_compared_on(folder: Path)
 
 
 def test_inspect_takes_a_saved_calibration(folder: Path) -> None:
-    paths = ("inspect", "--input_graph", folder / "graph.pb", "--calibration", folder / "net.ranges")
+    paths = ("inspect", "--input_graph", folder / "graph.pb", "--calibration", folder / "net.ranges",
+             "--only_faster", "false")  # fmt: skip
     result = run(*paths, "--evaluation_data", folder / "other.gz", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["examples"] == 5
     result = run(*paths)

@@ -41,7 +41,9 @@ from quantizer_core.runtime import GraphSession
 from quantizer_core.version import VERSION
 from tests.helpers.tfx_artifacts import conv_net, examples, frozen_graph, tensor_example
 
-CONFIG = QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"}, label_key="label"))
+CONFIG = QuantizationConfig(
+    preprocess=PreprocessConfig(features={"images": "image"}, label_key="label"), only_faster=False
+)
 
 GRAPH = conv_net(4)
 
@@ -334,7 +336,7 @@ def test_model_calibrated_on_noise_completes_and_is_neither_blessed_nor_pushed(
 def test_agreement_is_measured_without_labels_on_as_many_examples_as_asked(
     frozen: FrozenGraph, data: Artifact, tmp_path: Path
 ) -> None:
-    config = QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"}))
+    config = QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"}), only_faster=False)
     evaluation = _quantize(
         frozen,
         data,

@@ -13,7 +13,7 @@ from quantizer_core.types import ObservedTensor, PreparedGraph, TensorSpec
 CLASSES = 7
 INPUTS = (TensorSpec("x", "float32", (-1, 6, 6, 2)),)
 OUTPUTS = ("scores",)
-CONFIG = QuantizationConfig(batch_size=4, preprocess=PreprocessConfig(label_key="label"))
+CONFIG = QuantizationConfig(batch_size=4, preprocess=PreprocessConfig(label_key="label"), only_faster=False)
 
 
 def classifier(noise: float = 0.0, batch: int | None = None) -> graph_pb2.GraphDef:

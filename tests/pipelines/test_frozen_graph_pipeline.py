@@ -42,7 +42,7 @@ def _invoke(folder: Path, calibration_scale: float) -> tuple[Result, RunRecord]:
     write_tfrecords(scaled, str(folder / "data" / "calibration.tfrecord.gz"))
     write_tfrecords([tensor_example(image=i) for i in images[32:]], str(folder / "data" / "evaluation.tfrecord"))
     config = folder / "config.json"
-    config.write_text(json.dumps({"preprocess": {"features": {"images": "image"}}}))
+    config.write_text(json.dumps({"preprocess": {"features": {"images": "image"}}, "only_faster": False}))
     arguments = ["--graph", folder / "net.pb", "--examples", folder / "data", "--config", f"@{config}"]
     arguments += ["--metric", "agreement", "--max_drop", "0.15", "--output", folder / "out"]
     result = CliRunner().invoke(local_runner.main, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -14,7 +14,7 @@ from components.quantizer.component import Quantizer
 from pipelines.digits.pipeline import PREPROCESS, create_pipeline
 from quantizer_core.config import QuantizationConfig
 
-CONFIG = QuantizationConfig(preprocess=PREPROCESS, calibration_method="minmax")
+CONFIG = QuantizationConfig(preprocess=PREPROCESS, calibration_method="minmax", only_faster=False)
 
 
 @pytest.fixture(scope="module")

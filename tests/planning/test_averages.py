@@ -136,7 +136,7 @@ def test_a_small_matrix_product_behind_a_mean_is_judged_without_what_comes_befor
     def define(net, x):
         return net.dense(tf.reduce_mean(net.conv(net.conv(x, 32, relu="relu"), 32, relu="relu"), [1, 2]), 10)
 
-    plan, found = convert(define, QuantizationConfig())
+    plan, found = convert(define, QuantizationConfig(), (None, 16, 18, 8))
     assert found["Mean"] == found["MatMul"] == 1 and plan.quantized == 2
     (product,) = [node for node in plan.nodes if node.op == "MatMul"]
     assert "it reads floats, floats read it" in product.reason

@@ -118,12 +118,12 @@ def test_a_depthwise_convolution_between_floats_stays_as_it_is():
     """Rounding its input and the way back would cost more than the kernel saves."""
 
     def define(net, x):
-        x = net.conv(net.conv(x, 16, 1, relu="relu"), 16, 1)
+        x = net.conv(net.conv(x, 16, relu="relu"), 32)
         x = net.depthwise(x * tf.sigmoid(x), name="lone")
-        y = net.conv(x * tf.sigmoid(x), 8, relu="relu", name="joined")
+        y = net.conv(x * tf.sigmoid(x), 32, relu="relu", name="joined")
         return net.depthwise(y, name="kept")
 
-    graph_def, outputs = build(define)
+    graph_def, outputs = build(define, (None, 32, 32, 8))
     prepared, conversion, data = int8_of(graph_def, outputs, QuantizationConfig())
     reasons = {node.op: node.reason for node in conversion.plan.computing() if not node.quantized}
     assert reasons == {
@@ -149,7 +149,7 @@ def test_a_depthwise_convolution_between_floats_stays_as_it_is():
     ],
 )
 def test_kernels_between_floats_need_enough_to_do(layer, channels, few, plain, vnni, monkeypatch):
-    graph_def, outputs = build(lambda net, x: tf.tanh(layer(net, tf.tanh(x))), (None, 6, 6, channels))
+    graph_def, outputs = build(lambda net, x: tf.tanh(layer(net, tf.tanh(x))), (None, 96, 96, channels))
     for has_vnni, expected in ((False, plain), (True, vnni)):
         monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda found=has_vnni: found)
         prepared = prepared_of(graph_def, outputs)
@@ -189,20 +189,51 @@ def test_matrix_products_in_a_chain_need_enough_to_do_together(widths, batch, se
     assert int8 or {node.reason for node in nodes} == {f"{few}: INT8 would be slower"}
 
 
-def test_small_matrix_products_stay_int8_behind_a_convolution():
+@pytest.mark.parametrize(
+    ("layer", "shape", "serving", "int8"),
+    [
+        pytest.param(lambda net, x: net.conv(x, 4), (None, 28, 28, 4), 1, False, id="few channels"),
+        pytest.param(lambda net, x: net.conv(x, 64), (None, 14, 14, 64), 1, True, id="many channels"),
+        pytest.param(lambda net, x: net.conv(x, 16), (None, 4, 4, 16), 1, False, id="a small image"),
+        pytest.param(lambda net, x: net.conv(x, 16), (None, 4, 4, 16), 64, True, id="many small images"),
+        pytest.param(lambda net, x: net.conv(x, 4), (None, None, None, 4), 1, True, id="of any size"),
+        pytest.param(lambda net, x: net.depthwise(x), (None, 28, 28, 64), 64, False, id="depthwise"),
+    ],
+)
+def test_convolutions_in_a_chain_need_enough_to_do_together(layer, shape, serving, int8, monkeypatch):
     def define(net, x):
-        x = tf.reshape(net.conv(x, 16, relu="relu"), (-1, 6 * 6 * 16))
-        return net.dense(net.dense(x, 16, relu="relu"), 8)
+        for _ in range(3):
+            x = tf.nn.relu(layer(net, x))
+        return tf.tanh(x)
 
-    graph_def, outputs = build(define)
-    _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
-    assert conversion.plan.counts() == {"Conv2D": (1, 1), "MatMul": (2, 2)}
+    graph_def, outputs = build(define, shape)
+    for has_vnni in (False, True):
+        monkeypatch.setattr("quantizer_core.planning.make.has_vnni", lambda found=has_vnni: found)
+        prepared = prepared_of(graph_def, outputs)
+        data = np.random.default_rng(1).normal(size=(2, *(size or 8 for size in shape[1:]))).astype(np.float32)
+        statistics = statistics_of(prepared, data)
+        nodes = make_plan(prepared, statistics, QuantizationConfig(serving_batch_size=serving)).computing()
+        assert [node.quantized for node in nodes] == [int8] * 3
+        assert int8 or ("floats go into 3 kernels and come out, " in nodes[0].reason and SLOWER in nodes[0].reason)
+
+
+def test_a_convolution_on_few_pixels_between_floats_stays_as_it_is():
+    """It makes enough products for each value, but so few that the kernels which round and turn back take longer."""
+    for side, quantized in ((1, 0), (16, 1)):
+        graph_def, outputs = build(lambda net, x: tf.tanh(net.conv(tf.tanh(x), 32)), (None, side, side, 32))
+        _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
+        assert conversion.plan.quantized == quantized
+        assert quantized or "9,216 products are few" in conversion.plan.nodes[0].reason
 
 
 def test_small_kernels_stay_int8_where_integers_come_or_go():
-    graph_def, outputs = build(lambda net, x: tf.tanh(net.conv(net.conv(x, 4, relu="relu"), 4)))
+    def define(net, x):
+        x = tf.nn.avg_pool2d(net.conv(net.conv(x, 64, relu="relu"), 16, relu="relu"), 4, 4, "SAME")
+        return net.dense(net.dense(tf.reshape(x, (-1, 7 * 7 * 16)), 16, relu="relu"), 8)
+
+    graph_def, outputs = build(define, (None, 28, 28, 64))
     _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
-    assert conversion.plan.counts() == {"Conv2D": (2, 2)}
+    assert conversion.plan.counts() == {"Conv2D": (2, 2), "AvgPool": (1, 1), "MatMul": (2, 2)}
 
 
 def test_leaky_and_gated_activations_stand_between_int8_kernels():
