@@ -1,9 +1,9 @@
 """Times kernels between floats in FP32 and INT8: ``python -m benchmarks.kernels``.
 
 It shows from how many products a value on INT8 makes up for rounding what a kernel reads and for the way back
-(``quantizer_core.planning.make.ENOUGH_PRODUCTS``), and how many kernels in a chain need besides. Each graph is some
-like layers with a Tanh behind each, which no kernel takes in; or, in a chain, a Relu, so that codes go from layer to
-layer. Every time is taken in a process of its own; FP32 and INT8 take turns.
+(``quantizer_core.planning.make.ENOUGH_PRODUCTS``), how many kernels need besides, and what planning decides. Each graph
+is some like layers with a Tanh behind each, which no kernel takes in; or, in a chain, a Relu, so that codes go from
+layer to layer. Every time is taken in a process of its own; FP32 and INT8 take turns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -81,8 +81,18 @@ def network(layer: Layer) -> Any:
         return graph.as_graph_def()
 
 
-def measure(layer: Layer, batch: int, repeats: int, seconds: float) -> tuple[float, float, float, float]:
-    """Returns the milliseconds of FP32, and how many times faster INT8 is: median, least and most of the repeats."""
+class Measured(NamedTuple):
+    """FP32's milliseconds; how many times faster INT8 is: median, least and most; whether planning makes it INT8."""
+
+    fp32: float
+    times: float
+    least: float
+    most: float
+    planned: bool
+
+
+def measure(layer: Layer, batch: int, repeats: int, seconds: float) -> Measured:
+    """Times the graph of a layer."""
     import quantizer_core as qc
     from quantizer_core.calibration.observer import Observer
     from quantizer_core.speed.measure import Bench, Setting
@@ -93,23 +103,27 @@ def measure(layer: Layer, batch: int, repeats: int, seconds: float) -> tuple[flo
     shape = prepared.inputs[0].shape or ()
     examples = [{"x": each} for each in np.random.default_rng(1).normal(size=(16, *shape[1:])).astype(np.float32)]
     with Observer(prepared, 16) as observer:
-        conversion = qc.convert(prepared, observer.observe(examples), config)
+        statistics = observer.observe(examples)
+    conversion = qc.convert(prepared, statistics, config)
+    judging = dataclasses.replace(config, only_faster=True, serving_batch_size=batch)
+    planned = qc.make_plan(prepared, statistics, judging).quantized > 0
     with Bench({"FP32": graph_def, "INT8": conversion.graph_def}, prepared.inputs, ("y",), examples) as bench:
         fp32, int8 = bench.time([Setting(1, batch)], repeats, seconds)
-    return (fp32.latency, *int8.speedup_over(fp32))
+    return Measured(fp32.latency, *int8.speedup_over(fp32), planned)
 
 
-def markdown(rows: Sequence[tuple[Layer, int, tuple[float, float, float, float]]], machine: str) -> str:
+def markdown(rows: Sequence[tuple[Layer, int, Measured]], machine: str) -> str:
     """Returns the table in Markdown."""
     lines = [
         f"Measured on {machine}, one thread; a Tanh (in a chain, a Relu) behind each layer; in brackets the least and "
         "the most of the repeats.",
         "",
-        "| layer | layers | images | channels | products a value | batch | FP32, ms | INT8 over FP32's speed |",
-        "|---|" + "---:|" * 7,
+        "| layer | layers | images | channels | products a value | batch | FP32, ms | INT8 over FP32's speed "
+        "| planned |",
+        "|---|" + "---:|" * 8,
     ]
-    for layer, batch, (fp32, *ratio) in rows:
-        figures = f"{fp32:.2f} | {tables.times(*ratio)}"
+    for layer, batch, (fp32, *ratio, planned) in rows:
+        figures = f"{fp32:.2f} | {tables.times(*ratio)} | {'INT8' if planned else 'FP32'}"
         images = f"{layer.side}×{layer.side}" if layer.size else "–"
         sizes = f"{layer.count} | {images} | {layer.channels} | {layer.products:.0f} | {batch}"
         lines.append(f"| {layer.title} | {sizes} | {figures} |")

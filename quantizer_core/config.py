@@ -116,9 +116,9 @@ class QuantizationConfig:
         loss of accuracy, for a small part of the work (see ``quantizer_core.planning.mixed``); needs the sample of
         ``refine_examples``.
       only_faster: leave FP32 what INT8 would make slower: kernels between floats with few products a value (see
-        ``quantizer_core.planning.make.ENOUGH_PRODUCTS``), small matrix products.
-      serving_batch_size: examples a step that the INT8 graph will be run with, unless it fixes its batch: the more rows
-        a matrix product has, the sooner INT8 makes up for what its kernel costs (see ``only_faster``).
+        ``quantizer_core.planning.make.ENOUGH_PRODUCTS``), small matrix products, convolutions on small images.
+      serving_batch_size: examples a step that the INT8 graph will be run with, unless it fixes its batch: the more,
+        the sooner INT8 makes up for what small kernels cost (see ``only_faster``).
       bias_correction: shift biases by the mean error that quantization makes on the calibration data.
       rounding: ``second_order`` rounds each weight with regard to the others, on the sample of ``refine_examples``;
         ``nearest`` each by itself.

@@ -39,6 +39,6 @@ def test_layers_make_the_products_that_planning_counts(
 
 
 def test_the_table_has_a_row_a_layer_and_batch() -> None:
-    text = kernels.markdown([(kernels.CASES[0], 16, (1.5, 0.5, 0.4, 0.6))], "a machine")
+    text = kernels.markdown([(kernels.CASES[0], 16, kernels.Measured(1.5, 0.5, 0.4, 0.6, False))], "a machine")
     assert "Measured on a machine, one thread" in text
-    assert text.splitlines()[-1] == "| depthwise 3×3 | 4 | 28×28 | 128 | 4 | 16 | 1.50 | 0.50 × (0.40–0.60) |"
+    assert text.splitlines()[-1] == "| depthwise 3×3 | 4 | 28×28 | 128 | 4 | 16 | 1.50 | 0.50 × (0.40–0.60) | FP32 |"
