@@ -267,7 +267,7 @@ class _Planner:
             of_step = {step.sources[0]: work.read, step.summand: work.made, step.output: work.made}
             edges.update({tensor: each * places for tensor, each in of_step.items() if tensor in edges})
         fixed = KERNEL_PRODUCTS * len(kernels) + EDGE_PRODUCTS * len(edges)
-        values = sum(edges.values()) if len(kernels) > 1 else 0  # of one kernel ``_too_little`` has counted them
+        values = sum(edges.values()) if len(island) > 1 else 0  # of one step ``_too_little`` has counted them
         if self.rows * (products - self.enough_products * values) >= fixed:
             return ""
         few = f"{self.rows * products:,} products"

@@ -226,6 +226,16 @@ def test_a_convolution_on_few_pixels_between_floats_stays_as_it_is():
         assert quantized or "9,216 products are few" in conversion.plan.nodes[0].reason
 
 
+@pytest.mark.parametrize(("size", "quantized"), [(1, 0), (3, 2)])
+def test_a_convolution_before_a_pool_between_floats_needs_enough_products_a_value(size, quantized):
+    graph_def, outputs = build(
+        lambda net, x: tf.tanh(tf.nn.max_pool2d(net.conv(tf.tanh(x), 16, size), 2, 2, "SAME")), (None, 128, 128, 16)
+    )
+    _, conversion, _ = int8_of(graph_def, outputs, QuantizationConfig())
+    assert conversion.plan.quantized == quantized
+    assert quantized or SLOWER in conversion.plan.nodes[0].reason
+
+
 def test_small_kernels_stay_int8_where_integers_come_or_go():
     def define(net, x):
         x = tf.nn.avg_pool2d(net.conv(net.conv(x, 64, relu="relu"), 16, relu="relu"), 4, 4, "SAME")
