@@ -73,7 +73,7 @@ def test_feeds_and_a_command_give_the_same_graph(folder: Path) -> None:
         f"'{sys.executable}' '{SCRIPT}' --input_graph {{}} --feeds '{folder}/rows.npy' --output {OUTPUT} "
         "--batch_size 16"
     )
-    by_command.timeout = 120
+    by_command.timeout, by_command.only_faster = 120, False
     by_command.convert()
     assert (folder / "command.pb").read_bytes() == (folder / "feeds.pb").read_bytes()
 

@@ -54,7 +54,9 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[pipeline_spec_pb2.Pi
         frozen_graph.create_pipeline(
             graph_path="gs://b/net.pb",
             examples_root="gs://b/data",
-            quantization_config=QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"})),
+            quantization_config=QuantizationConfig(
+                preprocess=PreprocessConfig(features={"images": "image"}), only_faster=False
+            ),
             metric="agreement",
             fingerprint="1",
             **roots,

@@ -61,7 +61,9 @@ def bad(process: ImageProcess, tmp_path_factory: pytest.TempPathFactory) -> tupl
         graph_path=str(folder / "net.pb"),
         examples_root=str(folder / "data"),
         serving_root=str(folder / "serving"),
-        quantization_config=QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"})),
+        quantization_config=QuantizationConfig(
+            preprocess=PreprocessConfig(features={"images": "image"}), only_faster=False
+        ),
         metric="agreement",
         max_drop=0.15,
     )

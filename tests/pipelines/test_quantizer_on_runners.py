@@ -26,6 +26,7 @@ CONFIG = QuantizationConfig(
     batch_size=8,
     max_bad_fraction=0.2,
     preprocess=PreprocessConfig(features={"images": "image"}, label_key="label"),
+    only_faster=False,
 )
 RUNNERS = ("one", "threads", "processes", "prism-loopback", "prism-external")
 #: What must not differ by a bit: the statistics, the graph, the plan, the verdict with its figures.

@@ -21,7 +21,7 @@ from tests.helpers.tfx_artifacts import conv_net, examples, frozen_graph, tensor
 
 pytestmark = pytest.mark.slow
 
-CONFIG = QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"}))
+CONFIG = QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"}), only_faster=False)
 CHANGED = dataclasses.replace(CONFIG, calibration_method="minmax", excluded_ops=("MatMul",))
 NO_SPLIT = "a split that is not there"  # reading it would fail the run
 

@@ -49,7 +49,9 @@ def _run(folder: Path, core_version: str = VERSION) -> RunRecord:
     quantizer = Quantizer(
         frozen_graph=importer.outputs["frozen_graph"],
         examples=spans.outputs["examples"],
-        quantization_config=QuantizationConfig(preprocess=PreprocessConfig(features={"images": "image"})),
+        quantization_config=QuantizationConfig(
+            preprocess=PreprocessConfig(features={"images": "image"}), only_faster=False
+        ),
         calibration_split="calibration",
         evaluation_split="evaluation",
         metric="agreement",
