@@ -18,11 +18,9 @@ from quantizer_core.graph.graph import Graph
 from quantizer_core.graph.infer import tensor_info
 from quantizer_core.graph.names import canonical, node_of
 from quantizer_core.preprocessing.image import image_layout
-from quantizer_core.runtime import batch_limit
+from quantizer_core.runtime import PROBE_BATCH, batch_limit
 from quantizer_core.types import TensorSpec
 
-# A batch that no graph holds: a prime, so that a tensor of a multiple of as many values holds it.
-_PROBE_BATCH = 509
 # Ops whose result is their first input's memory.
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot", "PreventGradient"})
 _UNSIZED = frozenset({"string", "resource", "variant"})
@@ -107,7 +105,7 @@ def _sizes(graph_def: graph_pb2.GraphDef, inputs: Sequence[TensorSpec], preproce
     for name, (dtype, shape) in infos.items():
         if shape is None or -1 in shape or dtype in _UNSIZED:
             continue
-        values, rest = divmod(math.prod(shape), _PROBE_BATCH)
+        values, rest = divmod(math.prod(shape), PROBE_BATCH)
         if values and not rest:
             sizes[name] = values * tf.as_dtype(dtype).size
     return sizes
@@ -123,4 +121,4 @@ def _fed_shape(spec: TensorSpec, inputs: Sequence[TensorSpec], preprocess: Prepr
         if layout.size is None:
             return spec.shape
         shape = (layout.channels, *layout.size) if layout.channels_first else (*layout.size, layout.channels)
-    return (_PROBE_BATCH, *shape)
+    return (PROBE_BATCH, *shape)

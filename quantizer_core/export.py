@@ -14,6 +14,7 @@ from tensorflow.core.framework import graph_pb2
 from quantizer_core.config import PreprocessConfig
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.graph import Graph, canonical, set_attr
+from quantizer_core.graph.names import with_port
 from quantizer_core.preprocessing import make_preprocessor
 from quantizer_core.preprocessing.tensors import example_shape
 from quantizer_core.runtime import batch_limit, batch_size_for
@@ -228,7 +229,7 @@ def _graph_function(
 
     def run(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         feeds = {f"{_feed_name(index)}:0": tensor for index, tensor in enumerate(tensors)}
-        fetches = [name if ":" in name else f"{name}:0" for name in outputs]
+        fetches = [with_port(name) for name in outputs]
         try:
             results = tf.graph_util.import_graph_def(fed, feeds, fetches, name="")
         except (ValueError, tf.errors.OpError) as error:

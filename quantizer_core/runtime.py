@@ -22,6 +22,7 @@ from tensorflow.python.util import _pywrap_util_port
 from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNodeError, nearest
 from quantizer_core.graph.graph import canonical
 from quantizer_core.graph.infer import infer_shapes
+from quantizer_core.graph.names import with_port
 from quantizer_core.onednn import SWITCH
 from quantizer_core.types import TensorSpec
 
@@ -40,8 +41,9 @@ _ROOT_NUMBER = re.compile(r"^\(\d+\) (?:[A-Za-z_ ]+:\s*)?")
 # Bytes: memory that begins at a multiple of them TensorFlow takes as it is, and copies other.
 _ALIGNMENT = 64
 
-# A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch.
-_PROBE_BATCH = 509
+#: A batch that no graph fixes: shapes inferred with it tell which dimensions are the batch. It is a prime, so that a
+#: tensor of a multiple of as many values holds it.
+PROBE_BATCH = 509
 
 # Compiled steps that live: one that lives to the end of the process would look for TensorFlow's modules when Python has
 # taken them down, and complain.
@@ -235,7 +237,7 @@ def compiled(
 def tensor_of(graph: tf.Graph, name: str) -> tf.Tensor:
     """Returns a tensor by its name, with or without ``:0``; raises UnknownNodeError with the nearest name."""
     try:
-        return graph.get_tensor_by_name(name if ":" in name else f"{name}:0")
+        return graph.get_tensor_by_name(with_port(name))
     except (KeyError, ValueError):
         known = [operation.name for operation in graph.get_operations()]
         raise UnknownNodeError(f"the graph holds no tensor {name!r}{nearest(name, known)}") from None
@@ -305,7 +307,7 @@ def batch_size_for(
     limit = batch_limit(inputs)
     if limit == 1 or (wanted == 1 and limit is None):
         return 1
-    mixed = _mixes_examples(graph_def, inputs, tensors, limit or _PROBE_BATCH)
+    mixed = _mixes_examples(graph_def, inputs, tensors, limit or PROBE_BATCH)
     if mixed is None:
         return limit or wanted
     if limit is None:

@@ -326,7 +326,7 @@ def test_real_int8_graphs(
 
     examples = list(read_examples(shared_data / "images" / "nips2017_dev"))[:24]
     graph_def = load_graph(shared_data / "graphs" / file)
-    config = QuantizationConfig(inputs=("input",), outputs=(output,), preprocess=preprocess, only_faster=False)
+    config = QuantizationConfig(inputs=("input",), outputs=(output,), preprocess=preprocess)
     int8 = quantize(graph_def, examples, config).graph_def
     inputs: tuple[TensorSpec, ...] = input_specs(graph_def, ("input",))
     export_saved_model(int8, inputs, (output,), preprocess, tmp_path / "model")

@@ -18,6 +18,7 @@ from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, canonical, node_of
+from quantizer_core.graph.names import with_port
 from quantizer_core.lowering.kernels import LEVELS, QINT8, QUINT8, Emitter, IntTensor
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.preprocessing.decoder import ExampleDecoder
@@ -308,7 +309,7 @@ def _join(
         try:
             tf.graph_util.import_graph_def(prepared.graph_def, name="")
             inputs = {f"{name}:0": tensor_of(graph, name) for name in _read_inputs(instrumented, prepared.inputs)}
-            names = [_with_port(each.found) for each in watched]
+            names = [with_port(each.found) for each in watched]
             found = tf.graph_util.import_graph_def(instrumented, inputs, names, name="int8_graph")
         except (ValueError, tf.errors.OpError) as error:
             raise GraphError(f"TensorFlow cannot load the FP32 and the INT8 graph together: {error}") from None
@@ -330,10 +331,6 @@ def _with_own_frames(graph_def: graph_pb2.GraphDef) -> graph_pb2.GraphDef:
         if node.op in ("Enter", "RefEnter"):
             node.attr["frame_name"].s = b"int8_graph/" + node.attr["frame_name"].s
     return renamed
-
-
-def _with_port(name: str) -> str:
-    return name if ":" in name else f"{name}:0"
 
 
 def _read_inputs(graph_def: graph_pb2.GraphDef, inputs: Sequence[TensorSpec]) -> list[str]:

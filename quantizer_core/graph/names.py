@@ -27,6 +27,11 @@ def canonical(tensor: str) -> str:
     return tensor[:-2] if tensor.endswith(":0") else tensor
 
 
+def with_port(tensor: str) -> str:
+    """Returns the spelling that sessions use: ``a`` becomes ``a:0``; what names a port stays."""
+    return tensor if ":" in tensor else f"{tensor}:0"
+
+
 def path_beside(graph: str, word: str) -> str:
     """Returns the path of a graph made from another and beside it: ``a/b.pb`` gives ``a/b_word.pb``."""
     root, extension = os.path.splitext(graph)

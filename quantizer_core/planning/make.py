@@ -20,7 +20,7 @@ from quantizer_core.planning.groups import ADD_OPS, ANCHOR_OPS, RELU_OPS, Matche
 from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure, joined
-from quantizer_core.planning.work import work_of
+from quantizer_core.planning.work import image_size, work_of
 from quantizer_core.runtime import batch_limit, has_vnni
 from quantizer_core.types import ObservedTensor, PreparedGraph, Range
 
@@ -209,12 +209,13 @@ class _Planner:
             kernels = [step for step in island if step.form in ("convolution", "matmul")]
             if not kernels:
                 continue
-            reason = ""
-            if all(step.op == "MatMul" for step in kernels) or (len(island) == 1 and not island[0].summand):
-                reason = self._too_little(island, kernels)
-            if not reason and any(step.op != "MatMul" for step in kernels):
+            matrices = all(step.op == "MatMul" for step in kernels)
+            alone = len(island) == 1 and not island[0].summand
+            reason = self._too_little(island, kernels) if matrices or alone else ""
+            if not (reason or matrices):
                 reason = self._too_small(island, kernels, read)
-            slow.update(dict.fromkeys((step.name for step in kernels if reason), reason))
+            if reason:
+                slow.update(dict.fromkeys((step.name for step in kernels), reason))
         self._refuse(slow)
         return bool(slow)
 
@@ -259,9 +260,10 @@ class _Planner:
             if step.output not in read:
                 edges[step.output] = 0
         for step in kernels:
-            places = self._places(step)
-            if not places:
+            sides = (1, 1) if step.op == "MatMul" else image_size(self.shapes(self.groups[step.name].stem))
+            if not sides:
                 return ""
+            places = math.prod(sides)
             work = work_of(self.graph, self.graph.node(step.name))
             products += work.products * places
             of_step = {step.sources[0]: work.read, step.summand: work.made, step.output: work.made}
@@ -274,13 +276,6 @@ class _Planner:
         if len(kernels) == 1:
             return f"it reads floats, floats read it, and {few} are few: {SLOWER}"
         return f"floats go into {len(kernels)} kernels and come out, {few} in all are few: {SLOWER}"
-
-    def _places(self, step: Step) -> int:
-        """Returns at how many places of an example a kernel is computed; 0 if that is not known."""
-        if step.op == "MatMul":
-            return 1
-        shape = self.shapes(self.groups[step.name].stem)
-        return math.prod(shape[1:3]) if shape is not None and min(shape[1:3]) > 0 else 0
 
     # --- dtypes and ranges ----------------------------------------------------------------------------------------
 

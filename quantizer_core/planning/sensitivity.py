@@ -18,6 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
+from quantizer_core.graph.names import with_port
 from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
 from quantizer_core.planning.plan import QuantizationPlan
@@ -128,7 +129,7 @@ def _costs(
         raise ValueError(f"output {output!r} holds no classes: {scores.dtype.name}{shape}")
     scores = tf.reshape(scores, [-1, shape[-1]])
     logs = tf.log(scores + _FLOOR) if softmax else tf.nn.log_softmax(scores)
-    tensors = [imported.get_tensor_by_name(name if ":" in name else f"{name}:0") for name in rounded]
+    tensors = [imported.get_tensor_by_name(with_port(name)) for name in rounded]
     drawn = tf.stop_gradient(tf.random.stateless_categorical(logs, DRAWS, seed=(1, 2)))
     totals: list[tf.Tensor] = [tf.zeros(())] * len(tensors)
     for draw in range(DRAWS):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.planning import passive
 from quantizer_core.planning.groups import Group, Matcher, Residual, is_product
+from quantizer_core.planning.work import image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +166,7 @@ class Structure:
 
     def _places(self, group: Group) -> tuple[int, ...]:
         """Returns height and width of a convolution's result; () if they are not known, or in a branch or loop."""
-        shape = None if group.anchor in self._matcher.sporadic else self._shapes(group.stem)
-        return shape[1:3] if shape is not None and len(shape) == 4 and min(shape[1:3]) > 0 else ()
+        return () if group.anchor in self._matcher.sporadic else image_size(self._shapes(group.stem))
 
     def sum_refusal(self, group: Group, residual: Residual) -> str:
         """Returns why a sum may not be fused into a convolution, or "".

@@ -16,6 +16,11 @@ def products_a_value(graph: Graph, anchor: NodeDef) -> int:
     return math.prod(shape[:2] if anchor.op == "DepthwiseConv2dNative" else shape[:3])
 
 
+def image_size(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Returns height and width of a static shape [batch, height, width, channels], or () if they are not known."""
+    return shape[1:3] if shape is not None and len(shape) == 4 and min(shape[1:3]) > 0 else ()
+
+
 class Work(NamedTuple):
     """What one position of a node's result takes (one row, of a MatMul): products, values read, values made."""
 

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
+from quantizer_core.graph.names import with_port
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.lowering.simulate import gives_codes, round_tensors, set_parameters
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
@@ -135,12 +136,12 @@ class Simulation:
         products: Sequence[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         results = []
-        fetch, step = _full(tensor), None
+        fetch, step = with_port(tensor), None
         for index, (feeds, kept) in enumerate(zip(self.feeds, self._kept, strict=True)):
             fed = {**feeds, **(more or {}), **{self._cuts[name]: kept[name] for name in self._needs[node.name]}}
             if products is not None:
                 fed[node.name] = products[index]
-            fed = {_full(name): value for name, value in fed.items()}
+            fed = {with_port(name): value for name, value in fed.items()}
             if fetch in fed:
                 results.append(fed[fetch])
                 continue
@@ -172,10 +173,6 @@ def _computed(node: tf.NodeDef, inputs: Sequence[np.ndarray], filters: np.ndarra
     with tf.Session(graph=graph) as session:
         step = compiled(session, [fed.name], [result.name])
         return [step(each)[0] for each in inputs]
-
-
-def _full(tensor: str) -> str:
-    return tensor if ":" in tensor else f"{tensor}:0"
 
 
 def mean_over_positions(batches: Sequence[np.ndarray]) -> np.ndarray:
