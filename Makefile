@@ -37,7 +37,7 @@ PIPELINE_ROOT ?= gs://BUCKET/tfx-quantizer
 DATA_ROOT ?= $(PIPELINE_ROOT)/data
 SERVING_ROOT ?= $(PIPELINE_ROOT)/serving
 GRAPH ?= $(DATA_ROOT)/frozen-graph/graph.pb
-# Stands for that graph's contents in the cache keys: change it with the graph.
+# Stands for that graph's contents in the cache keys: change it with the graph, or leave it empty where it can be read.
 FINGERPRINT ?= 1
 KUBEFLOW_OUTPUT ?= build/kubeflow
 # More options of every runner, for example --cpu=Quantizer=8, and of the one for frozen graphs (add --config=@FILE).
@@ -115,7 +115,7 @@ kubeflow-spec: setup  ## Compile every pipeline for Kubeflow (IMAGE=…, PIPELIN
 	$(PY) -m pipelines.digits.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/digits
 	$(PY) -m pipelines.tabular.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/tabular
 	$(PY) -m pipelines.frozen_graph.kubeflow_runner $(KUBEFLOW_OPTIONS) --graph $(GRAPH) --examples $(dir $(GRAPH)) \
-		--fingerprint $(FINGERPRINT) $(FROZEN_GRAPH_ARGS)
+		$(if $(FINGERPRINT),--fingerprint $(FINGERPRINT)) $(FROZEN_GRAPH_ARGS)
 
 docker-check: setup  ## Do docker/Dockerfile's steps in a clean folder, without Docker, and run what comes of them.
 	$(PY) -m pytest -q -m "slow or not slow" --timeout 1800 tests/docker $(PYTEST_ARGS)

@@ -16,6 +16,7 @@ from tfx.types.artifact import Artifact
 
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.files import save_graph
+from quantizer_core.whole_file import write_text
 
 #: The file of a FrozenGraph with the binary GraphDef.
 GRAPH_FILE = "graph.pb"
@@ -99,11 +100,3 @@ def read_meta(uri: str) -> GraphMeta:
         raise GraphError(
             f"{path} is missing or damaged ({error}); a FrozenGraph is made by the Freezer or the GraphImporter"
         ) from None
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a text file under a temporary name, then renames it; an existing file is replaced."""
-    partial = f"{path}.partial"
-    with tf.io.gfile.GFile(partial, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(partial, path, overwrite=True)

@@ -51,10 +51,12 @@ def compile_pipeline(
     job = tfx.orchestration.experimental.KubeflowV2DagRunner(config).run(pipeline, write_out=False)
     document = job["pipelineSpec"]
     document["defaultPipelineRoot"] = pipeline.pipeline_info.pipeline_root
+    executors = document["deploymentSpec"]["executors"]
+    # Importers have none: Kubeflow's backend does their work itself.
+    containers = {node: executors[_EXECUTOR.format(node)].get("container") for node in nodes}
     for field, limits in (("cpuLimit", cpu or {}), ("memoryLimit", memory or {})):
-        for node, limit in _by_node(limits, nodes, field).items():
-            executor = document["deploymentSpec"]["executors"][_EXECUTOR.format(node)]
-            executor["container"].setdefault("resources", {})[field] = limit
+        for node, limit in _by_node(limits, [node for node in nodes if containers[node]], field).items():
+            containers[node].setdefault("resources", {})[field] = limit
     # Through the message and back: a misspelt field fails here and not on the cluster.
     spec = json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

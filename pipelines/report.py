@@ -16,6 +16,7 @@ def print_report(console: Console, record: RunRecord, title: str) -> None:
     evaluation, pushed = record.steps["Quantizer"]["evaluation"], record.outputs["pushed_model"].properties
     facts = evaluation.properties
     metric = {"top1": "accuracy", "top5": "top-5 accuracy"}.get(str(facts["metric"]), str(facts["metric"]))
+    slower = f" ({facts['slower_nodes']} would be slower)" if facts.get("slower_nodes") else ""
     table = Table(title=title, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -25,7 +26,7 @@ def print_report(console: Console, record: RunRecord, title: str) -> None:
         ("Agreement", f"{facts['agreement']:.2%} of the examples get the same class" if "agreement" in facts else "–"),
         ("Examples", f"{facts['calibration_examples']} calibrated on, {facts['evaluation_examples']} evaluated on"),
         ("Model size", f"{_size(facts['fp32_bytes'])} FP32, {_size(facts['int8_bytes'])} INT8"),
-        ("INT8 nodes", f"{facts['quantized_nodes']} of {facts['candidate_nodes']}"),
+        ("INT8 nodes", f"{facts['quantized_nodes']} of {facts['candidate_nodes']}{slower}"),
         ("Blessed", "yes" if facts["blessed"] else f"no: {facts['reason']}"),
         ("Pushed to", str(pushed["pushed_destination"]) if pushed.get("pushed") else "not pushed"),
         ("Evaluation", os.path.join(evaluation.uri, EVALUATION_FILE)),

@@ -65,6 +65,18 @@ class ReadCounts:
         """Number of records, used or not."""
         return self.read + self.skipped
 
+    def facts(self, stage: str) -> dict[str, int]:
+        """Returns how many examples a stage used and skipped, and skipped for each kind of fault."""
+        reasons = {f"{stage}_skipped_{reason}": count for reason, count in self.reasons.items()}
+        return {f"{stage}_examples": self.read, f"{stage}_skipped": self.skipped, **reasons}
+
+    def warnings(self, stage: str) -> list[str]:
+        """Returns a sentence for each kind of fault for which a stage skipped examples."""
+        return [
+            f"{stage}: {count} of {self.total} examples skipped, for example: {self.messages[reason]}"
+            for reason, count in self.reasons.items()
+        ]
+
     def to_bytes(self) -> bytes:
         """Returns a canonical form: equal counts give equal bytes."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()

@@ -42,18 +42,18 @@ class Executor(base_executor.BaseExecutor):
             ``core_version``, see ``GraphImporter``.
 
         Raises:
-          GraphError: if the file cannot be read or holds variables.
+          GraphError: if the file cannot be read, or the outputs depend on variables or tables behind the inputs.
           UnknownNodeError: if an input or output is not in the graph.
         """
         del input_dict
         path = exec_properties[GRAPH_PATH]
         inputs, outputs = json.loads(exec_properties[INPUTS]), json.loads(exec_properties[OUTPUTS])
         graph_def = load_graph(path)
-        check_frozen(graph_def)
         graph = Graph(graph_def)
         for name in [*inputs, *outputs]:
             graph.node(name)
         meta = GraphMeta(inputs or find_inputs(graph_def), outputs or find_outputs(graph_def), path)
+        check_frozen(graph_def, meta.inputs, meta.outputs)
         with fresh_outputs(output_dict, exec_properties) as artifacts:
             uri = artifacts[FROZEN_GRAPH].uri
             write_frozen_graph(uri, graph_def, meta)

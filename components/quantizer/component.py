@@ -100,18 +100,22 @@ class Quantizer(base_beam_component.BaseBeamComponent):
         module_file = quantization_config.preprocess.module_file
         if module_fingerprint is None:
             module_fingerprint = fingerprint(module_file) if module_file else ""
-        parameters = {
+        given = {
             "quantization_config": quantization_config.to_json(),
             "calibration_split": calibration_split,
             "evaluation_split": evaluation_split,
             "num_calibration_examples": num_calibration_examples,
             "num_evaluation_examples": num_evaluation_examples,
             "metric": metric,
-            "max_drop": float(max_drop),
+            "max_drop": max_drop,
             "module_fingerprint": module_fingerprint,
             "core_version": core_version,
         }
-        Parameters.from_exec_properties(parameters)  # complain when the pipeline is written, not hours into its run
+        checked = Parameters.from_exec_properties(
+            given
+        )  # complains when the pipeline is written, not hours into its run
+        numbers = ("num_calibration_examples", "num_evaluation_examples", "max_drop")
+        parameters = {**given, **{name: getattr(checked, name) for name in numbers}}
         super().__init__(
             spec=QuantizerSpec(
                 frozen_graph=frozen_graph,

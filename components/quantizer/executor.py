@@ -17,7 +17,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import Artifact, artifact_utils
 from tfx.utils import path_utils
 
-from components.artifacts import EVALUATION_FILE, graph_path, read_meta, write_text
+from components.artifacts import EVALUATION_FILE, graph_path, read_meta
 from components.outputs import describe, fresh_outputs
 from components.quantizer.beam_io import split_patterns
 from components.quantizer.parameters import Parameters
@@ -31,12 +31,13 @@ from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import load_graph, save_graph
 from quantizer_core.machine import describe_machine
-from quantizer_core.planning.plan import QuantizationPlan
+from quantizer_core.planning.plan import SLOWER, QuantizationPlan
 from quantizer_core.prepare import prepare, save_prepared
 from quantizer_core.quantize import convert
 from quantizer_core.reads import ReadCounts
 from quantizer_core.runtime import check_machine
 from quantizer_core.types import PreparedGraph
+from quantizer_core.whole_file import write_text
 
 FROZEN_GRAPH = "frozen_graph"
 EXAMPLES = "examples"
@@ -118,12 +119,15 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         calibration = saved.run_for(prepared, config, "what was given as calibration_ranges")
         ranges = outputs[CALIBRATION_RANGES]
         save_calibration(saved, os.path.join(ranges.uri, CALIBRATION_FILE))
-        conversion = convert(prepared, calibration.statistics, config, calibration.sample)
+        conversion = convert(prepared, calibration.statistics, config.without_label(), calibration.sample)
         save_graph(conversion.graph_def, int8_path)
+        _tell(conversion.plan)
         compared = self._evaluate(prepared, fp32_path, int8_path, evaluation_patterns, parameters, work)
 
-        parameters = dataclasses.replace(parameters, calibration_split=saved.source)
-        facts = _facts(parameters, conversion.plan, calibration, compared, fp32_path, int8_path)
+        sizes = {
+            f"{name}_bytes": tf.io.gfile.stat(path).length for name, path in (("fp32", fp32_path), ("int8", int8_path))
+        }
+        facts = {**sizes, **_facts(parameters, conversion.plan, saved.source, calibration, compared)}
         result = judge(compared.counts, metric=parameters.metric, max_drop=parameters.max_drop, facts=facts)
         export_saved_model(
             conversion.graph_def,
@@ -132,7 +136,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             config.preprocess,
             path_utils.serving_model_dir(model.uri),
         )
-        write_text(os.path.join(model.uri, PLAN_FILE), conversion.plan.to_json())
+        write_text(os.path.join(model.uri, PLAN_FILE), conversion.plan.to_json() + "\n")
         write_text(os.path.join(evaluation.uri, EVALUATION_FILE), result.to_json())
         counters = {**_counters("calibration", calibration), **_counters("evaluation", compared)}
         write_text(os.path.join(evaluation.uri, COUNTERS_FILE), json.dumps(counters, indent=2, sort_keys=True) + "\n")
@@ -146,14 +150,15 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     def _calibrate(
         self, prepared: PreparedGraph, patterns: Sequence[str], parameters: Parameters, work: str
     ) -> SavedCalibration:
+        config = parameters.config.without_label()  # calibration needs no labels
         directory, path = os.path.join(work, "prepared"), os.path.join(work, "calibration")
         save_prepared(prepared, directory)
         with self._make_beam_pipeline() as pipeline:
             examples = _examples(pipeline, patterns, parameters.num_calibration_examples)
-            _ = examples | "Calibrate" >> Calibrate(directory, parameters.config) | "Save" >> WriteOne(path)
-        run = checked_calibration(read_one(path), parameters.config)
+            _ = examples | "Calibrate" >> Calibrate(directory, config) | "Save" >> WriteOne(path)
+        run = checked_calibration(read_one(path), config)
         _warn_of_skipped("calibration", run.reads)
-        return SavedCalibration.of(run, prepared, parameters.config, parameters.calibration_split)
+        return SavedCalibration.of(run, prepared, config, parameters.calibration_split)
 
     def _evaluate(
         self,
@@ -179,47 +184,47 @@ def _examples(pipeline: beam.Pipeline, patterns: Sequence[str], count: int) -> b
 
 
 #: The facts that ML Metadata keeps about the quantized model itself, whatever the verdict on it.
-_MODEL_FACTS = ("fp32_bytes", "int8_bytes", "quantized_nodes", "candidate_nodes")
+_MODEL_FACTS = ("fp32_bytes", "int8_bytes", "quantized_nodes", "candidate_nodes", "slower_nodes")
 
 
 def _facts(
     parameters: Parameters,
     plan: QuantizationPlan,
+    calibrated_on: str,
     calibration: CalibrationRun,
     evaluation: EvaluationRun,
-    fp32_path: str,
-    int8_path: str,
 ) -> dict[str, Any]:
     return {
-        "fp32_bytes": tf.io.gfile.stat(fp32_path).length,
-        "int8_bytes": tf.io.gfile.stat(int8_path).length,
         "quantized_nodes": plan.quantized,
         "candidate_nodes": plan.candidates,
+        "slower_nodes": plan.slower,
         "core_version": parameters.core_version,
-        "calibration_split": parameters.calibration_split,
-        **_read("calibration", calibration.reads),
+        "calibration_split": calibrated_on,
+        **calibration.reads.facts("calibration"),
         "evaluation_split": parameters.evaluation_split,
-        **_read("evaluation", evaluation.reads),
+        **evaluation.reads.facts("evaluation"),
     }
 
 
-def _read(stage: str, reads: ReadCounts) -> dict[str, int]:
-    """Returns how many examples a stage used and skipped, and skipped for each kind of fault."""
-    reasons = {f"{stage}_skipped_{reason}": count for reason, count in reads.reasons.items()}
-    return {f"{stage}_examples": reads.read, f"{stage}_skipped": reads.skipped, **reasons}
+def _tell(plan: QuantizationPlan) -> None:
+    """Logs how much of the graph is in INT8, as a warning if nothing is: the model that may be pushed gains nothing."""
+    level = logging.INFO if plan.quantized else logging.WARNING
+    _logger.log(
+        level, "%d of %d nodes in INT8; %s tells why not the others", plan.quantized, plan.candidates, PLAN_FILE
+    )
+    if plan.slower:
+        _logger.log(level, "%d of the others stay FP32 as %s (only_faster)", plan.slower, SLOWER)
 
 
 def _warn_of_skipped(stage: str, reads: ReadCounts) -> None:
-    for reason, count in reads.reasons.items():
-        _logger.warning(
-            "%s: %d of %d examples skipped, for example: %s", stage, count, reads.total, reads.messages[reason]
-        )
+    for warning in reads.warnings(stage):
+        _logger.warning("%s", warning)
 
 
 def _counters(stage: str, run: CalibrationRun | EvaluationRun) -> dict[str, int | float]:
     """Returns what the workers of a stage counted: the examples, and what they took."""
     return {
-        **_read(stage, run.reads),
+        **run.reads.facts(stage),
         f"{stage}_batches": run.work.batches,
         f"{stage}_inference_seconds": run.work.microseconds / 1e6,
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, nearest
 from quantizer_core.evaluation.judge import METRICS
 
 _METRICS_WITH_LABELS = ("top1", "top5")
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,18 @@ class Parameters:
                 config=QuantizationConfig.from_json(values["quantization_config"]),
                 calibration_split=values["calibration_split"],
                 evaluation_split=values["evaluation_split"],
-                num_calibration_examples=int(values["num_calibration_examples"]),
-                num_evaluation_examples=int(values["num_evaluation_examples"]),
+                num_calibration_examples=_number(values, "num_calibration_examples", int),
+                num_evaluation_examples=_number(values, "num_evaluation_examples", int),
                 metric=values["metric"],
-                max_drop=float(values["max_drop"]),
+                max_drop=_number(values, "max_drop", float),
                 core_version=values["core_version"],
             )
         except KeyError as error:
             raise ConfigError(f"the Quantizer's parameter {error} is missing") from None
+
+
+def _number(values: Mapping[str, Any], name: str, kind: type[_Number]) -> _Number:
+    try:
+        return kind(values[name])
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} must be a number, not {values[name]!r}") from None

@@ -18,11 +18,14 @@ from pipelines.quiet import quiet
 def main(output: str, train_steps: int, max_drop: float) -> None:
     """Train a small network on scikit-learn's digits, quantize it to INT8, evaluate it and push it if it is good."""
     quiet()
+    from pipelines.local import errors_told
+
     console = Console()
     output = os.path.abspath(output)
     console.print("Running ImportExampleGen → Trainer → Freezer → Quantizer → Pusher …")
     started = time.monotonic()
-    run(output, train_steps=train_steps, max_drop=max_drop)
+    with errors_told():
+        run(output, train_steps=train_steps, max_drop=max_drop)
     report(console, output)
     console.print(f"Done in {time.monotonic() - started:.0f} s. Run it again: every step comes from the cache.")
 

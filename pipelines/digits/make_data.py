@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import tensorflow as tf
+
+from quantizer_core.data import tensor_example, write_tfrecords
 
 #: Feature with the pixels: 64 floats in [0, 1], row by row.
 IMAGE_KEY = "image"
@@ -22,13 +25,11 @@ def digits_examples() -> list[bytes]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    examples = []
-    for pixels, label in zip(digits.data / 16.0, digits.target, strict=True):
-        example = tf.train.Example()
-        example.features.feature[IMAGE_KEY].float_list.value.extend(pixels.tolist())
-        example.features.feature[LABEL_KEY].int64_list.value.append(int(label))
-        examples.append(example.SerializeToString(deterministic=True))
-    return examples
+    images = (digits.data / 16.0).astype(np.float32)  # sixteenths: exact
+    return [
+        tensor_example({IMAGE_KEY: pixels}, int(label), LABEL_KEY)
+        for pixels, label in zip(images, digits.target, strict=True)
+    ]
 
 
 def write_digits(directory: str) -> str:
@@ -38,10 +39,5 @@ def write_digits(directory: str) -> str:
     """
     path = os.path.join(directory, _FILE_NAME)
     if not tf.io.gfile.exists(path):
-        tf.io.gfile.makedirs(directory)
-        partial = os.path.join(directory, f".{_FILE_NAME}.partial")
-        with tf.io.TFRecordWriter(partial, options="GZIP") as writer:
-            for example in digits_examples():
-                writer.write(example)
-        tf.io.gfile.rename(partial, path)
+        write_tfrecords(digits_examples(), path)
     return path

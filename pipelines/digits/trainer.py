@@ -6,8 +6,6 @@ It is named to TFX by its import path, so that nothing has to be packaged. Saves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,6 +13,7 @@ from keras import layers
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from pipelines.digits.make_data import IMAGE_KEY, IMAGE_SHAPE, LABEL_KEY, NUM_CLASSES
+from pipelines.training import read_sorted, train
 
 #: Import path for ``Trainer(run_fn=…)``.
 RUN_FN = "pipelines.digits.trainer.run_fn"
@@ -22,9 +21,6 @@ RUN_FN = "pipelines.digits.trainer.run_fn"
 TENSOR_SIGNATURE = "serving_tensors"
 #: The Placeholder of the frozen graph behind ``TENSOR_SIGNATURE``.
 INPUT_NAME = "images"
-
-_BATCH_SIZE = 32
-_SEED = 1
 
 
 def build_model() -> keras.Model:
@@ -59,15 +55,6 @@ def parse_examples(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reshape(features[IMAGE_KEY], (-1, *IMAGE_SHAPE)), features[LABEL_KEY]
 
 
-def _read(patterns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
-    records = tf.data.TFRecordDataset(files, compression_type="GZIP")
-    # ExampleGen shuffles anew in every run; sorted, the same data give the same model.
-    serialized = sorted(records.as_numpy_iterator())
-    images, labels = parse_examples(tf.constant(serialized))
-    return images.numpy(), labels.numpy()
-
-
 def export_model(model: keras.Model, directory: str) -> None:
     """Saves a model with its two signatures."""
 
@@ -87,14 +74,6 @@ def export_model(model: keras.Model, directory: str) -> None:
 
 def run_fn(fn_args: FnArgs) -> None:
     """Trains on the train split and saves the model; ``train_steps`` is the number of steps of 32 images."""
-    images, labels = _read(fn_args.train_files)
-    keras.utils.set_random_seed(_SEED)
-    model = build_model()
-    steps = fn_args.train_steps or 800
-    model.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels), seed=_SEED).repeat()
-    model.fit(dataset.batch(_BATCH_SIZE), epochs=1, steps_per_epoch=steps, verbose=0)
+    images, labels = parse_examples(tf.constant(read_sorted(fn_args.train_files)))
+    model = train(build_model, images.numpy(), labels.numpy(), fn_args.train_steps or 800)
     export_model(model, fn_args.serving_model_dir)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
-from typing import Any
 
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
 from quantizer_core.errors import DataError
@@ -43,8 +43,20 @@ def shared_data() -> Path:
     return folder
 
 
-def options(shared: Path, directory: str) -> dict[str, Any]:
-    """Writes the photos as TFRecords into ``directory``, unless they are there, and returns the runner's options."""
+def config(changes: str) -> QuantizationConfig:
+    """Returns the choices for MobileNet with those of a JSON object in place of its own.
+
+    Raises:
+      ConfigError: if ``changes`` is no QuantizationConfig.
+    """
+    QuantizationConfig.from_json(changes)
+    return QuantizationConfig.from_json(
+        json.dumps({**json.loads(CONFIG.to_json()), **json.loads(changes.strip() or "{}")})
+    )
+
+
+def files(shared: Path, directory: str) -> dict[str, str]:
+    """Writes the photos as TFRecords into ``directory``, unless they are there; returns the runner's paths."""
     from quantizer_core.data import read_examples, write_tfrecords
 
     folder = shared / "images" / "nips2017_dev"
@@ -53,9 +65,4 @@ def options(shared: Path, directory: str) -> dict[str, Any]:
         photos = read_examples(str(folder / "images"), labels=f"{folder / 'images.csv'}:ImageId:TrueLabel:-1")
         write_tfrecords(itertools.islice(photos, NUM_CALIBRATION_IMAGES), paths[0], overwrite=True)
         write_tfrecords(photos, paths[1], overwrite=True)
-    return {
-        "graph": str(shared / "graphs" / "mobilenet_v1_0.25_224_frozen.pb"),
-        "examples": directory,
-        "config": CONFIG.to_json(),
-        "max_drop": MAX_DROP,
-    }
+    return {"graph": str(shared / "graphs" / "mobilenet_v1_0.25_224_frozen.pb"), "examples": directory}

@@ -52,7 +52,7 @@ def pipeline_arguments(
     return {
         "graph_path": graph,
         "examples_root": examples,
-        "quantization_config": QuantizationConfig.from_json(_text(config)),
+        "quantization_config": QuantizationConfig.from_json(text_of(config)),
         "calibration_pattern": calibration,
         "evaluation_pattern": evaluation,
         "num_calibration_examples": calibration_examples,
@@ -62,7 +62,12 @@ def pipeline_arguments(
     }
 
 
-def _text(option: str) -> str:
+def text_of(option: str) -> str:
+    """Returns a ``--config``, read from the file that it names with ``@FILE``.
+
+    Raises:
+      click.UsageError: if the file cannot be read.
+    """
     if not option.startswith("@"):
         return option
     try:

@@ -26,11 +26,14 @@ from pipelines.quiet import quiet
 def main(output: str, **options: Any) -> None:
     """Train a classifier of breast cancer data behind Transform, quantize it, let TFX's Evaluator judge it, push it."""
     quiet()
+    from pipelines.local import errors_told
+
     console = Console()
     output = os.path.abspath(output)
     console.print("Running CsvExampleGen → Transform → Trainer → Freezer → Quantizer → Evaluator → Pusher …")
     started = time.monotonic()
-    run(output, **options)
+    with errors_told():
+        run(output, **options)
     report(console, output)
     console.print(f"Done in {time.monotonic() - started:.0f} s. Run it again: every step comes from the cache.")
 

@@ -7,7 +7,6 @@ It is named to TFX by its import path, so that nothing has to be packaged. The S
 from __future__ import annotations
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from keras import layers
@@ -15,6 +14,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 
 from pipelines.tabular.make_data import FEATURE_KEYS, LABEL_KEY, NUM_CLASSES
 from pipelines.tabular.preprocessing import MEASUREMENTS
+from pipelines.training import read_sorted, train
 
 #: Import path for ``Trainer(run_fn=…)``.
 RUN_FN = "pipelines.tabular.trainer.run_fn"
@@ -23,9 +23,6 @@ TRANSFORMED_SIGNATURE = "serving_transformed"
 #: The signature on transformed measurements, which the Freezer freezes.
 TENSOR_SIGNATURE = "serving_tensors"
 
-_BATCH_SIZE = 32
-_SEED = 1
-
 
 def build_model() -> keras.Model:
     """Returns an untrained network: measurements, float32 [batch, 30] → logits, float32 [batch, 2]."""
@@ -33,15 +30,6 @@ def build_model() -> keras.Model:
     x = layers.Dense(64, activation="relu")(measurements)
     x = layers.Dense(32, activation="relu")(x)
     return keras.Model(measurements, layers.Dense(NUM_CLASSES, name="logits")(x))
-
-
-def _read(files: list[str], features: tft.TFTransformOutput) -> tuple[np.ndarray, np.ndarray]:
-    paths = sorted(path for pattern in files for path in tf.io.gfile.glob(pattern))
-    records = tf.data.TFRecordDataset(paths, compression_type="GZIP")
-    # ExampleGen and Transform shuffle anew in every run; sorted, the same data give the same model.
-    serialized = sorted(records.as_numpy_iterator())
-    parsed = tf.io.parse_example(serialized, features.transformed_feature_spec())
-    return parsed[MEASUREMENTS].numpy(), parsed[LABEL_KEY].numpy().ravel()
 
 
 def export_model(model: keras.Model, features: tft.TFTransformOutput, directory: str) -> None:
@@ -81,14 +69,7 @@ def export_model(model: keras.Model, features: tft.TFTransformOutput, directory:
 def run_fn(fn_args: FnArgs) -> None:
     """Trains on the transformed train split and saves the model; ``train_steps`` is the number of steps of 32 rows."""
     features = tft.TFTransformOutput(fn_args.transform_graph_path)
-    measurements, labels = _read(fn_args.train_files, features)
-    keras.utils.set_random_seed(_SEED)
-    model = build_model()
-    steps = fn_args.train_steps or 300
-    model.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    dataset = tf.data.Dataset.from_tensor_slices((measurements, labels)).shuffle(len(labels), seed=_SEED).repeat()
-    model.fit(dataset.batch(_BATCH_SIZE), epochs=1, steps_per_epoch=steps, verbose=0)
+    parsed = tf.io.parse_example(read_sorted(fn_args.train_files), features.transformed_feature_spec())
+    measurements, labels = parsed[MEASUREMENTS].numpy(), parsed[LABEL_KEY].numpy().ravel()
+    model = train(build_model, measurements, labels, fn_args.train_steps or 300)
     export_model(model, features, fn_args.serving_model_dir)

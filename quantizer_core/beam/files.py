@@ -6,23 +6,25 @@ import hashlib
 import os
 import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
 from apache_beam.io.filesystems import FileSystems
 
+from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import DataError
 
 _PARTIAL = ".partial"
 
 
 class ReadRecords(beam.PTransform):
-    """Reads the TFRecord files (plain, gzip or zlib, by their ending) of some patterns: PBegin → PCollection[bytes].
+    """Reads the TFRecord files of some patterns, as ``read_tfrecords`` does: PBegin → PCollection[bytes].
 
-    The pipeline fails with DataError if a worker does not see the files that are seen where the pipeline is made: Beam
-    itself would read nothing and say nothing. Workers need not know local paths if the patterns are none.
+    The pipeline fails with DataError if a file is damaged, which it names, and if a worker does not see the files that
+    are seen where the pipeline is made: Beam itself would read nothing and say nothing. Workers need not know local
+    paths if the patterns are none.
 
     Raises:
       DataError: if no file matches a pattern.
@@ -33,29 +35,34 @@ class ReadRecords(beam.PTransform):
         self._patterns = list(patterns)
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[bytes]:
-        counts = [(pattern, _count_files(pattern)) for pattern in self._patterns]
+        counts = [(pattern, len(_files(pattern))) for pattern in self._patterns]
         for pattern, count in counts:
             if not count:
                 raise DataError(f"no file matches {pattern}")
         return (
             pipeline
             | "Patterns" >> beam.Create(counts)
-            | "CheckFiles" >> beam.MapTuple(_checked_pattern)
-            | "ReadFiles" >> beam.io.ReadAllFromTFRecord()
+            | "Files" >> beam.FlatMapTuple(_checked_files)
+            | "SpreadFiles" >> beam.Reshuffle()
+            | "ReadFiles" >> beam.FlatMap(_records)
         )
 
 
-def _count_files(pattern: str) -> int:
-    return len(FileSystems.match([pattern])[0].metadata_list)
+def _files(pattern: str) -> list[str]:
+    return [file.path for file in FileSystems.match([pattern])[0].metadata_list]
 
 
-def _checked_pattern(pattern: str, wanted: int) -> str:
-    found = _count_files(pattern)
-    if found != wanted:
+def _checked_files(pattern: str, wanted: int) -> list[str]:
+    found = _files(pattern)
+    if len(found) != wanted:
         raise DataError(
-            f"a Beam worker sees {found} of the {wanted} files {pattern}: put them where all workers can read them"
+            f"a Beam worker sees {len(found)} of the {wanted} files {pattern}: put them where all workers can read them"
         )
-    return pattern
+    return found
+
+
+def _records(path: str) -> Iterator[bytes]:
+    return read_tfrecords([path])
 
 
 class WriteOne(beam.PTransform):

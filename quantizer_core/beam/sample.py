@@ -13,7 +13,7 @@ class SampleExamples(beam.PTransform):
     """PCollection of bytes → ``count`` of its records (all, if there are fewer or ``count`` is 0).
 
     They are those of the smallest SHA-256 hash: a random choice that depends on the records alone, not on their order,
-    the sharding or the runner. One worker holds ``count`` records.
+    the sharding or the runner. The worker that merges holds about twice ``count`` records.
     """
 
     def __init__(self, count: int):
@@ -48,7 +48,11 @@ class _Smallest(beam.CombineFn):
         return kept
 
     def merge_accumulators(self, accumulators: Iterable[SmallestHashes]) -> SmallestHashes:
-        return SmallestHashes(self._count, [pair for kept in accumulators for pair in kept.chosen()])
+        merged = SmallestHashes(self._count)
+        for kept in accumulators:  # which may be as many as there were bundles, each with its records
+            for digest, record in kept.chosen():
+                merged.add(record, digest)
+        return merged
 
     def compact(self, kept: SmallestHashes) -> SmallestHashes:
         return SmallestHashes(self._count, kept.chosen())

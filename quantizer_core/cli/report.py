@@ -34,9 +34,10 @@ def as_text(result: Result) -> str:
     lines.append(f"calibrated on {reads.read} examples{left_out}")
     by_op = ", ".join(f"{op} {done}/{total}" for op, (done, total) in result.plan.counts().items())
     lines.append(f"{result.plan.quantized} of {result.plan.candidates} nodes in INT8: {by_op}")
-    slow = sum(SLOWER in node.reason for node in result.plan.nodes if not node.quantized)
-    if slow:
-        lines.append(f"{slow} of the others stay FP32 as {SLOWER} (--only_faster false: INT8 all the same)")
+    if result.plan.slower:
+        lines.append(
+            f"{result.plan.slower} of the others stay FP32 as {SLOWER} (--only_faster false: INT8 all the same)"
+        )
     if evaluation is not None:
         lines += verdict(evaluation)
     lines.append(f"wrote {result.request.output_graph}")

@@ -43,7 +43,7 @@ def read_labels(source: str | LabelSource) -> dict[str, int]:
     number is data, not a heading.
 
     Raises:
-      ConfigError: for an unknown column (the nearest is named).
+      ConfigError: for an unknown column (the nearest is named), or one that is to hold both.
       DataError: if the file cannot be read, is empty, names a file twice, or holds a label that is no integer.
     """
     if isinstance(source, str):
@@ -56,6 +56,10 @@ def read_labels(source: str | LabelSource) -> dict[str, int]:
         label_index = _column(heading, source.label_column, source.path)
     name_index = 0 if name_index is None else name_index
     label_index = 1 if label_index is None else label_index
+    if name_index == label_index:
+        raise ConfigError(
+            f"labels file {source.path!r}: column {name_index + 1} would hold both names and labels; name both columns"
+        )
     labels: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{source.path!r}, data row {number}"

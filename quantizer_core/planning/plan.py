@@ -117,6 +117,11 @@ class QuantizationPlan:
         """How many of them do."""
         return sum(node.quantized for node in self.computing())
 
+    @property
+    def slower(self) -> int:
+        """How many stay FP32 because INT8 would be slower (``only_faster``)."""
+        return sum(SLOWER in node.reason for node in self.computing() if not node.quantized)
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """Returns op type → (nodes in INT8, candidates) of the computing nodes, sorted by op type."""
         result: dict[str, tuple[int, int]] = {}

@@ -44,6 +44,17 @@ def test_files_that_a_worker_does_not_see_fail_the_pipeline(tmp_path: Path) -> N
         pipeline.run().wait_until_finish()
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    for name in ("good", "cut"):
+        write_tfrecords([b"a", b"b"], str(tmp_path / name))
+    (tmp_path / "cut").write_bytes((tmp_path / "good").read_bytes()[:-1])
+    with (
+        pytest.raises(DataError, match=r"TFRecord file '.*/cut' cannot be read at record 1"),
+        beam.Pipeline() as pipeline,
+    ):
+        _ = pipeline | ReadRecords([f"{tmp_path}/*"])
+
+
 def test_one_element_is_written_whole(tmp_path: Path) -> None:
     write(str(tmp_path / "one"), {"new": 1})
     assert read_one(str(tmp_path / "one")) == {"new": 1}

@@ -20,6 +20,7 @@ from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.graph.files import save_graph
 from quantizer_core.prepare import save_prepared
 from quantizer_core.reads import Work
+from quantizer_core.sample import SmallestHashes
 from tests.helpers.beam_runs import direct, run
 from tests.helpers.classifier import CONFIG, INPUTS, OUTPUTS, classifier, prepared_classifier, records
 
@@ -174,3 +175,21 @@ def test_a_sample_holds_few_records_at_a_time() -> None:
         accumulator = combine.add_input(accumulator, str(index).encode())
         longest = max(longest, len(accumulator))
     assert longest < 100 and len(combine.extract_output(accumulator)) == 5
+
+
+def test_samples_of_many_bundles_are_merged_few_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    combine = SampleExamples(5).combine_fn()
+    accumulators = [combine.create_accumulator() for _ in range(100)]
+    for index in range(1000):
+        combine.add_input(accumulators[index % 100], str(index).encode())
+    longest, add = 0, SmallestHashes.add
+
+    def watched(kept: SmallestHashes, record: bytes, digest: bytes | None = None) -> None:
+        nonlocal longest
+        add(kept, record, digest)
+        longest = max(longest, len(kept))
+
+    monkeypatch.setattr(SmallestHashes, "add", watched)
+    merged = combine.extract_output(combine.merge_accumulators(iter(accumulators)))
+    smallest = sorted((str(index).encode() for index in range(1000)), key=lambda each: hashlib.sha256(each).digest())
+    assert [record for _, record in merged] == smallest[:5] and 5 <= longest < 100

@@ -61,6 +61,17 @@ def test_graph_with_a_variable_is_refused(tmp_path: Path) -> None:
         _import(tmp_path / "g.pb", tmp_path / "frozen")
 
 
+def test_a_table_above_the_named_inputs_is_cut_off(tmp_path: Path) -> None:
+    graph_def = conv_net()
+    graph_def.node.add(name="table", op="HashTableV2")
+    graph_def.node.add(name="words", op="LookupTableFindV2", input=["table", "images", "images"])
+    path = tmp_path / "g.pb"
+    save_graph(graph_def, str(path))
+    with pytest.raises(GraphError, match="uses a lookup table"):
+        _import(path, tmp_path / "frozen")
+    assert read_meta(_import(path, tmp_path / "frozen", ["images"], ["logits"]).uri).outputs == ("logits",)
+
+
 def test_cache_key_follows_the_files_content(tmp_path: Path) -> None:
     path = tmp_path / "g.pb"
     save_graph(conv_net(0), str(path))

@@ -165,6 +165,7 @@ def test_metadata_carries_the_figures(good: dict[str, Artifact], frozen: FrozenG
         "blessed": 1,
         "quantized_nodes": plan.quantized,
         "candidate_nodes": plan.candidates,
+        "slower_nodes": 0,
         "calibration_examples": 96,
         "evaluation_examples": 96,
         "fp32_bytes": (Path(frozen.uri) / "graph.pb").stat().st_size,
@@ -313,10 +314,23 @@ def test_a_file_from_the_shell_is_taken_in_a_pipeline(
     ranges = CalibrationRanges()
     ranges.uri = str(tmp_path / "shell")
     (tmp_path / "shell").mkdir()
-    shell = SavedCalibration.of(run, prepare(GRAPH, config), config, "photos/")
-    save_calibration(shell, tmp_path / "shell" / CALIBRATION_FILE)
-    outputs = _quantize(frozen, data, tmp_path / "out", ranges)
-    assert outputs["evaluation"].get_string_custom_property("calibration_split") == "photos/"
+    for source in ("photos/", ""):  # a program need not say what the examples were
+        saved = SavedCalibration.of(run, prepare(GRAPH, config), config, source)
+        save_calibration(saved, tmp_path / "shell" / CALIBRATION_FILE, overwrite=True)
+        outputs = _quantize(frozen, data, tmp_path / "out", ranges)
+        assert outputs["evaluation"].get_string_custom_property("calibration_split") == source
+
+
+def test_calibration_needs_no_labels(
+    good: dict[str, Artifact], frozen: FrozenGraph, data: Artifact, tmp_path: Path
+) -> None:
+    """Neither of its examples, nor of the sample in ranges that are fed back in, on which weights are chosen."""
+    fresh = _quantize(frozen, data, tmp_path / "fresh", calibration_split="unlabelled")
+    labelled = _quantize(frozen, data, tmp_path / "labelled", calibration_split="eval")  # the same images
+    again = _quantize(frozen, data, tmp_path / "again", fresh["calibration_ranges"])
+    assert fresh["evaluation"].get_string_custom_property("metric") == "top1"
+    graphs = [_files(each["quantized_model"].uri)["quantized_graph.pb"] for each in (fresh, labelled, again, good)]
+    assert graphs[0] == graphs[1] == graphs[2] != graphs[3]
 
 
 def test_model_calibrated_on_noise_completes_and_is_neither_blessed_nor_pushed(
@@ -350,6 +364,19 @@ def test_agreement_is_measured_without_labels_on_as_many_examples_as_asked(
     assert evaluation.get_int_custom_property("calibration_examples") == 20
     assert evaluation.get_int_custom_property("evaluation_examples") == 30
     assert evaluation.get_int_custom_property("blessed") == 1
+
+
+def test_a_model_that_stays_fp32_as_int8_would_be_slower_says_so(
+    frozen: FrozenGraph, data: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = _quantize(frozen, data, tmp_path, quantization_config=dataclasses.replace(CONFIG, only_faster=True))
+    plan = QuantizationPlan.from_json((tmp_path / "quantized_model" / "plan.json").read_text())
+    assert (plan.quantized, plan.slower) == (0, 2)  # the convolution and the matrix product; a pool alone gains nothing
+    for artifact in (outputs["evaluation"], outputs["quantized_model"]):
+        assert artifact.get_int_custom_property("slower_nodes") == 2
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "0 of 3 nodes in INT8; plan.json tells why not the others" in warnings
+    assert "2 of the others stay FP32 as INT8 would be slower (only_faster)" in warnings
 
 
 def test_what_is_skipped_is_logged_and_counted(

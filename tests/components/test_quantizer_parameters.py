@@ -65,6 +65,8 @@ def test_ranges_are_an_input_that_may_be_left_out() -> None:
         ({"max_drop": -0.1}, r"max_drop must lie in \[0, 1\]"),
         ({"num_calibration_examples": -1}, "num_calibration_examples must be 0"),
         ({"num_evaluation_examples": -1}, "num_evaluation_examples must be 0"),
+        ({"max_drop": "1%"}, "max_drop must be a number, not '1%'"),
+        ({"num_calibration_examples": None}, "num_calibration_examples must be a number, not None"),
         ({"calibration_split": ""}, "calibration_split is empty"),
         ({"quantization_config": "{"}, "no valid JSON"),
         ({"quantization_config": '{"per_chanel": true}'}, "did you mean 'per_channel'"),

@@ -97,8 +97,13 @@ def test_missing_shared_data_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def mobilenet(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """MobileNet V1 0.25, calibrated on the first 128 images by name and evaluated on the others."""
     root = tmp_path_factory.mktemp("mobilenet")
-    local_runner.run(str(root / "out"), **mobilenet_case.options(shared_data, str(root / "data")))
-    return _record(root / "out")
+    arguments = ["--output", str(root), "--max_drop", "0.05", "--config", '{"bias_correction": false}']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_runner, "quiet", lambda: None)
+        patch.setenv("QUANTIZER_SHARED_DATA", str(shared_data))
+        result = CliRunner().invoke(local_runner.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return _record(root)
 
 
 @pytest.mark.slow

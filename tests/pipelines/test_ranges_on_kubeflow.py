@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 from tfx import v1 as tfx
-from tfx.orchestration.kubeflow.v2.kubeflow_v2_dag_runner import KubeflowV2DagRunner, KubeflowV2DagRunnerConfig
 
 from components.artifacts import CalibrationRanges
 from components.quantizer.component import Quantizer
 from pipelines.digits.pipeline import PREPROCESS, create_pipeline
+from pipelines.kubeflow import EVERY_NODE, compile_pipeline
 from quantizer_core.config import QuantizationConfig
+from quantizer_core.errors import ConfigError
 
 CONFIG = QuantizationConfig(preprocess=PREPROCESS, calibration_method="minmax", only_faster=False)
 
@@ -43,8 +44,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:  # components belong to the pipeline that is made next
         patch.setattr(tfx.dsl, "Pipeline", with_more)
         pipeline = create_pipeline("gs://root", "gs://data", "gs://serving", pipeline_name="digits")
-    config = KubeflowV2DagRunnerConfig(default_image="image", use_pipeline_spec_2_1=True)
-    KubeflowV2DagRunner(config, output_dir=str(folder), output_filename="pipeline.yaml").run(pipeline)
+    compile_pipeline(pipeline, str(folder / "pipeline.yaml"), "image", cpu={EVERY_NODE: 2})
+    with pytest.raises(ConfigError, match="there is no node 'OldRanges' to limit"):
+        compile_pipeline(pipeline, str(folder / "none.yaml"), "image", cpu={"OldRanges": 2})
     found: dict[str, Any] = yaml.safe_load((folder / "pipeline.yaml").read_text())
     return found
 
@@ -71,3 +73,9 @@ def test_ranges_compile_left_out_and_given(spec: dict[str, Any], task: str, prod
     if producer is not None:
         assert given["known_ranges"]["taskOutputArtifact"] == producer
         assert "components.CalibrationRanges" in declared["known_ranges"]["artifactType"]["instanceSchema"]
+
+
+def test_a_limit_of_every_node_passes_over_importers_which_run_no_container(spec: dict[str, Any]) -> None:
+    executors = spec["deploymentSpec"]["executors"]
+    assert set(executors["OldRanges_executor"]) == {"importer"}
+    assert executors["Imported_executor"]["container"]["resources"] == {"cpuLimit": 2.0}
