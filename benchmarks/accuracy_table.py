@@ -92,7 +92,7 @@ def cells(row: Row, title: str) -> tuple[str, ...]:
 def markdown(rows: Sequence[Row], titles: dict[str, str], machine: str) -> str:
     """Returns the table with its heading line, in Markdown."""
     lines = [
-        f"Measured on {machine}. Accuracies in percent; seconds are calibration + conversion, image decoding included.",
+        f"Measured on {machine}. Accuracies in percent; seconds are calibration + conversion.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---|---|" + "---:|" * (len(COLUMNS) - 2),

@@ -121,7 +121,7 @@ def measure(case: Case, installed: dict[str, Path], repeats: int, seconds: float
     from quantizer_core.graph.files import load_graph
     from quantizer_core.graph.summarize import input_specs
     from quantizer_core.runtime import has_bfloat16
-    from quantizer_core.speed.measure import Bench, Setting
+    from quantizer_core.speed.measure import Bench, Setting, in_turn
 
     facts = json.loads((case.folder / CASE_FILE).read_text(encoding="utf-8"))
     graphs = {FP32: load_graph(str(case.folder / FP32_FILE)), OURS: load_graph(str(case.folder / OURS_FILE))}
@@ -137,7 +137,7 @@ def measure(case: Case, installed: dict[str, Path], repeats: int, seconds: float
     with Bench(graphs, inputs, facts["outputs"], examples, {BF16}) as bench:
         for repeat in range(repeats):
             for row in rows:
-                for tool in [tool for tool in tools if tool in row.times]:
+                for tool in [tool for tool in in_turn(tools, repeat) if tool in row.times]:
                     where = f"{case.key}, {row.threads} threads, batch {row.batch}, {tool}: {repeat + 1} of {repeats}"
                     with console.status(where):
                         try:

@@ -29,7 +29,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     graph_def = v1.GraphDef.FromString(Path(arguments.input_graph).read_bytes())
-    paths = sorted(path for path in Path(arguments.data_location).rglob("*") if path.suffix in (".png", ".jpg"))
+    endings = (".png", ".jpg", ".jpeg")
+    paths = sorted(path for path in Path(arguments.data_location).rglob("*") if path.suffix.lower() in endings)
+    if not paths:
+        parser.error(f"--data_location {arguments.data_location}: there is no image ({', '.join(endings)})")
     with v1.Graph().as_default() as graph:
         v1.import_graph_def(graph_def, name="")
         images, output = (graph.get_tensor_by_name(f"{name}:0") for name in (arguments.input, arguments.output))

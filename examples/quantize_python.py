@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quantizer_core import GraphConverter
 from quantizer_core.onednn import use_onednn
+
+use_onednn()  # before TensorFlow is imported, which GraphConverter does
+
+from quantizer_core import GraphConverter
 
 INFERENCE = Path(__file__).with_name("inference.py")
 
@@ -38,7 +41,6 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="keep the intermediate graphs")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_onednn()  # before TensorFlow is imported
 
     converter = GraphConverter(
         arguments.input_graph,

@@ -18,12 +18,29 @@ NORMALIZATIONS = ("none", "unit", "inception", "torch", "caffe")
 RESIZES = ("stretch", "crop", "none")
 
 
+#: Type of a field, as it is written there → the types that its value may have, and how they are called.
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "float": ((float, int), "a number"),
+    "str": ((str,), "a string"),
+    "tuple[str, ...]": ((list, tuple), "a list of names"),
+    "tuple[int, ...]": ((list, tuple), "a list of integers"),
+    "Mapping[str, str]": ((Mapping,), "a JSON object"),
+}
+
+
+def _check_types(instance: Any) -> None:
+    """Raises ConfigError for a value of the wrong type: JSON gives what it likes, and "false" would be true."""
+    for field in dataclasses.fields(instance):
+        types, words = _TYPES.get(str(field.type), ((object,), ""))
+        value = getattr(instance, field.name)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+            raise ConfigError(f"{field.name} must be {words}, not {value!r}")
+
+
 def _tuples(instance: object, *names: str) -> None:
     for name in names:
-        value = getattr(instance, name)
-        if isinstance(value, str):
-            raise ConfigError(f"{name} must be a list of names, not the string {value!r}")
-        object.__setattr__(instance, name, tuple(value))
+        object.__setattr__(instance, name, tuple(getattr(instance, name)))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -77,6 +94,7 @@ class PreprocessConfig:
     label_offset: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _choice("preprocess kind", self.kind, PREPROCESS_KINDS)
         _choice("resize", self.resize, RESIZES)
         _choice("normalize", self.normalize, NORMALIZATIONS)
@@ -154,6 +172,7 @@ class QuantizationConfig:
     preprocess: PreprocessConfig = PreprocessConfig()
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _tuples(self, "inputs", "outputs", "excluded_ops", "excluded_nodes")
         _choice("calibration_method", self.calibration_method, CALIBRATION_METHODS)
         _choice("reduce_range", self.reduce_range, REDUCE_RANGE)
@@ -161,8 +180,9 @@ class QuantizationConfig:
         _choice("weight_clipping", self.weight_clipping, WEIGHT_CLIPPING)
         if not isinstance(self.refine_examples, int) or self.refine_examples < 0:
             raise ConfigError(f"refine_examples must be an integer of at least 0, not {self.refine_examples!r}")
-        if isinstance(self.preprocess, Mapping):
-            object.__setattr__(self, "preprocess", _from_mapping(PreprocessConfig, self.preprocess))
+        preprocess: Any = self.preprocess
+        if not isinstance(preprocess, PreprocessConfig):
+            object.__setattr__(self, "preprocess", _from_mapping(PreprocessConfig, preprocess))
         if not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile must lie in (50, 100], not {self.percentile!r}")
         for name in ("batch_size", "max_batch_bytes", "serving_batch_size"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -399,3 +400,23 @@ def test_writing_no_examples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no examples"):
         write_tfrecords([], str(tmp_path / "out.tfrecord"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"per_channel": "false"}', "per_channel must be true or false, not 'false'"),
+        ('{"only_faster": 1}', "only_faster must be true or false, not 1"),
+        ('{"percentile": "99"}', "percentile must be a number, not '99'"),
+        ('{"max_bad_fraction": true}', "max_bad_fraction must be a number, not True"),
+        ('{"inputs": 5}', "inputs must be a list of names, not 5"),
+        ('{"inputs": "a"}', "inputs must be a list of names, not 'a'"),
+        ('{"preprocess": "image"}', "PreprocessConfig must be a JSON object, not str"),
+        ('{"preprocess": {"image_size": 224}}', "image_size must be a list of integers, not 224"),
+        ('{"preprocess": {"features": []}}', "features must be a JSON object, not []"),
+        ('{"preprocess": {"label_key": null}}', "label_key must be a string, not None"),
+    ],
+)
+def test_a_config_of_the_wrong_types_names_the_option(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        QuantizationConfig.from_json(text)

@@ -14,7 +14,7 @@ from quantizer_core.cli.pair import load_pair
 from quantizer_core.cli.progress import step
 from quantizer_core.cli.steps import CalibrationRequest, config_of, examples_of
 from quantizer_core.cli.tables import plain_table
-from quantizer_core.errors import DataError, MachineError
+from quantizer_core.errors import ConfigError, DataError, MachineError
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.runtime import check_machine, has_bfloat16, processors
 from quantizer_core.speed.feeds import noise, with_shapes
@@ -68,7 +68,10 @@ def measure(
         if not examples:
             raise DataError(f"--data {data!r} holds no examples")
     if timeline is not None:
-        os.makedirs(timeline, exist_ok=True)
+        try:
+            os.makedirs(timeline, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--timeline {timeline!r} cannot be made: {error.strerror}") from None
     settings = [Setting(count, batch) for count in threads or sorted({1, processors()}) for batch in batches]
     graphs = {FP32: pair.fp32}
     if bfloat16:

@@ -13,23 +13,26 @@ import tensorflow as tf
 
 from quantizer_core.calibration.run import CalibrationRun
 from quantizer_core.calibration.saved import SavedCalibration, save_calibration
-from quantizer_core.cli.gate import check_gate, evaluated, with_label
+from quantizer_core.cli.gate import check_comparison, check_gate, evaluated, with_label
 from quantizer_core.cli.progress import step
 from quantizer_core.cli.steps import (
     Calibrated,
     CalibrationRequest,
     calibrated,
+    check_parent,
     comparison_examples,
     config_of,
     converted,
 )
 from quantizer_core.errors import ConfigError
+from quantizer_core.evaluation.detectors import DETECTION_METRICS, detector_outputs
 from quantizer_core.evaluation.judge import EvaluationResult
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import save_graph
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
 from quantizer_core.stages import save_stages_after, stage_paths
+from quantizer_core.types import PreparedGraph
 from quantizer_core.whole_file import write_text
 
 #: The options that name files or directories to write.
@@ -93,8 +96,8 @@ class Result:
 def run(request: Request, quiet: bool = False) -> Result:
     """Converts a graph as the command's options say.
 
-    Everything that can be wrong with the options is found before any work, and nothing is written before all the work
-    is done.
+    Everything that can be wrong with the options is found before any work, and nothing but the first stages of
+    ``debug`` is written before all the work is done.
 
     Raises:
       ConfigError: for options that do not fit, or an output that exists.
@@ -104,7 +107,13 @@ def run(request: Request, quiet: bool = False) -> Result:
     if request.evaluates:
         config = with_label(config, request.metric)
     _check_request(request)
-    ready = calibrated(request, config, quiet, request.output_graph if request.debug else None)
+    check = None
+    if request.evaluates:
+        path = request.evaluation_data or request.calibration_data or ""
+        check_comparison(comparison_examples(request, config, ()), config, request.metric, path)
+        if request.metric in DETECTION_METRICS:
+            check = _check_detector
+    ready = calibrated(request, config, quiet, request.output_graph if request.debug else None, check)
     config, prepared, calibration = ready.config, ready.prepared, ready.calibration
     conversion = converted(ready, quiet)
     fp32_graph = ready.graph.graph_def
@@ -123,6 +132,10 @@ def run(request: Request, quiet: bool = False) -> Result:
     return Result(request, conversion.plan, calibration, evaluation, sizes)
 
 
+def _check_detector(prepared: PreparedGraph) -> None:
+    detector_outputs(prepared.outputs)
+
+
 def _check_request(request: Request) -> None:
     request.check_data(compared=request.evaluate_rest)
     if request.save_calibration is not None and request.calibration is not None:
@@ -130,27 +143,29 @@ def _check_request(request: Request) -> None:
             "--save_calibration goes with --calibration_data or --callback: --calibration names what is saved already"
         )
     if request.report is not None and not request.evaluates:
-        raise ConfigError("--report needs --evaluation_data or --evaluate_rest")
+        raise ConfigError(f"--report needs --evaluation_data or {request.option('evaluate_rest')}")
     check_gate(request.metric, request.max_drop)
-    outputs = {name: getattr(request, name) for name in _OUTPUTS}
+    outputs = {request.option(name): getattr(request, name) for name in _OUTPUTS}
+    stages = {}
     if request.debug:
-        outputs |= {f"output_graph (its {stage})": path for stage, path in stage_paths(request.output_graph).items()}
-    seen: dict[str, str] = {os.path.abspath(request.input_graph): "input_graph"}
+        graph = request.option("output_graph")
+        stages = {f"{graph} (its {stage})": path for stage, path in stage_paths(request.output_graph).items()}
+    seen: dict[str, str] = {os.path.abspath(request.input_graph): request.option("input_graph")}
     if request.calibration is not None:
-        seen.setdefault(os.path.abspath(request.calibration), "calibration")
-    for option, path in outputs.items():
+        seen.setdefault(os.path.abspath(request.calibration), "--calibration")
+    for option, path in (outputs | stages).items():
         if path is None:
             continue
         other = seen.setdefault(os.path.abspath(path), option)
         if other != option:
-            raise ConfigError(f"--{option} and --{other} are the same path {path!r}")
-        parent = os.path.dirname(path.rstrip("/"))
-        if parent and not tf.io.gfile.isdir(parent):
-            raise ConfigError(f"--{option}: directory {parent!r} does not exist; create it first")
+            raise ConfigError(f"{option} and {other} are the same path {path!r}")
+        check_parent(option, path)
+        if option in stages:  # which are replaced: a run that failed leaves the first of them
+            continue
         if tf.io.gfile.exists(path) and not request.overwrite:
-            raise ConfigError(f"--{option}: {path!r} exists already; remove it or give --overwrite")
-        if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != (option == "saved_model"):
-            raise ConfigError(f"--{option}: {path!r} is {'a directory' if tf.io.gfile.isdir(path) else 'a file'}")
+            raise ConfigError(f"{option}: {path!r} exists already; remove it or give --overwrite")
+        if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != (path == request.saved_model):
+            raise ConfigError(f"{option}: {path!r} is {'a directory' if tf.io.gfile.isdir(path) else 'a file'}")
 
 
 def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluation: EvaluationResult | None) -> None:

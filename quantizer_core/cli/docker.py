@@ -37,11 +37,14 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 def docker(ctx: click.Context, dry_run: bool, **options: Any) -> None:
     """Run model-zoo, or any COMMAND of quantizer, in a container.
 
+    With --model_name, options behind -- are model-zoo's.
+
     In the container the graph is /workspace/pretrained_model/NAME, data /workspace/dataset, and what is written to
     /workspace/output lands beside --out_graph. Files belong to the caller, proxies are passed on.
 
     \b
-    quantizer docker --in_graph resnet50.pb --out_graph resnet50_int8.pb --data_location imagenet/ --model_name resnet50
+    quantizer docker --in_graph resnet50.pb --out_graph resnet50_int8.pb --data_location imagenet/ \\
+        --model_name resnet50 -- --evaluate --overwrite
     quantizer docker --in_graph net.pb --data_location photos/ -- convert --input_graph \\
         /workspace/pretrained_model/net.pb --output_graph /workspace/output/net_int8.pb \\
         --calibration_data /workspace/dataset --preprocess unit
@@ -78,7 +81,7 @@ def docker_command(
       model: a model that ``quantizer model-zoo`` knows.
       intermediate: keep the graphs between FP32 and INT8.
       debug: a shell instead of the command.
-      command: the command of ``quantizer`` in place of ``model-zoo``.
+      command: more options of ``model-zoo``, or the command of ``quantizer`` in its place.
       environment: that of the caller; the proxies named in it are passed on.
       user: ``UID:GID`` in the container.
 
@@ -87,8 +90,8 @@ def docker_command(
     """
     if sum((model is not None, bool(command), debug)) == 0:
         raise ConfigError("give --model_name, a COMMAND behind --, or --debug for a shell")
-    if model is not None and command:
-        raise ConfigError("give --model_name or a COMMAND, not both")
+    if model is not None and command and not command[0].startswith("-"):
+        raise ConfigError("give --model_name or a COMMAND, not both (options of model-zoo may stand behind --)")
     if out_graph is None:
         out_graph = path_beside(in_graph, "int8")
     if model is not None and data_location is None:
@@ -116,7 +119,7 @@ def docker_command(
         inner += ["--data_location", f"{WORKSPACE}/dataset"]
         inner += ["--models_zoo_location", f"{WORKSPACE}/models"] if models_zoo else []
         inner += ["--models_source_dir", f"{WORKSPACE}/models_source"] if models_source_dir else []
-        inner += ["--debug"] if intermediate else []
+        inner += [*(["--debug"] if intermediate else []), *command]
     elif intermediate:
         raise ConfigError("--intermediate goes with --model_name: give --debug behind your COMMAND instead")
     return [*line, image, *inner]

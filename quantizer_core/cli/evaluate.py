@@ -41,11 +41,11 @@ def evaluate(
 
     import tensorflow as tf
 
-    from quantizer_core.cli.gate import check_gate, evaluated, with_label
+    from quantizer_core.cli.gate import check_comparison, check_gate, evaluated, with_label
     from quantizer_core.cli.pair import load_pair
     from quantizer_core.cli.progress import step
     from quantizer_core.cli.report import evaluation_as_text
-    from quantizer_core.cli.steps import CalibrationRequest, config_of, examples_of
+    from quantizer_core.cli.steps import CalibrationRequest, check_parent, config_of, examples_of
     from quantizer_core.errors import ConfigError
     from quantizer_core.runtime import check_machine
     from quantizer_core.whole_file import write_text
@@ -53,19 +53,24 @@ def evaluate(
     check_gate(metric, max_drop)
     request = CalibrationRequest(**options)
     config = with_label(config_of(request), metric)
-    if report is not None and tf.io.gfile.exists(report) and not overwrite:
-        raise ConfigError(f"--report: {report!r} exists already; remove it or give --overwrite")
+    if report is not None:
+        check_parent("--report", report)
+        if tf.io.gfile.exists(report) and not overwrite:
+            raise ConfigError(f"--report: {report!r} exists already; remove it or give --overwrite")
     check_machine()
     with step("Loading", as_json):
         pair = load_pair(request, int8_graph, config)
-    found = examples_of(request, request.evaluation_data or "", pair.config, pair.inputs)
+    path = request.evaluation_data or ""
     end = None if num_examples is None else skip_examples + num_examples
-    examples = itertools.islice(found, skip_examples, end)
+    first, examples = (
+        itertools.islice(examples_of(request, path, pair.config, pair.inputs), skip_examples, end) for _ in range(2)
+    )
+    check_comparison(first, pair.config, metric, path)
     assert pair.int8 is not None
     graphs = (pair.fp32, pair.int8, pair.inputs, pair.outputs)
     result = evaluated(graphs, examples, pair.config, metric, max_drop, as_json)
+    click.echo(result.to_json().rstrip() if as_json else evaluation_as_text(result))
     if report is not None:
         write_text(report, result.to_json())
-    click.echo(result.to_json().rstrip() if as_json else evaluation_as_text(result))
     if not result.blessed:
         ctx.exit(3)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.cli.options import LABEL_KEY
-from quantizer_core.cli.progress import step
+from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
-from quantizer_core.errors import ConfigError, nearest
+from quantizer_core.errors import ConfigError, DataError, nearest
+from quantizer_core.evaluation.detection import need_pycocotools
 from quantizer_core.evaluation.detectors import DETECTION_METRICS, evaluate_detectors, judge_detectors
 from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
 from quantizer_core.evaluation.run import evaluate
+from quantizer_core.preprocessing.diagnosis import parsed_example
 from quantizer_core.types import TensorSpec
+
+_LABELLED = ("top1", "top5")
+#: How many examples are looked at for a label before all the work.
+_LOOKED_AT = 16
 
 
 def check_gate(metric: str, max_drop: float) -> None:
@@ -27,9 +35,42 @@ def check_gate(metric: str, max_drop: float) -> None:
 
 def with_label(config: QuantizationConfig, metric: str) -> QuantizationConfig:
     """Returns the choices with the usual feature for the class, if the metric needs it and none was named."""
-    if metric not in ("top1", "top5") or config.preprocess.label_key:
+    if metric not in _LABELLED or config.preprocess.label_key:
         return config
     return dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=LABEL_KEY))
+
+
+def check_comparison(examples: Iterator[bytes], config: QuantizationConfig, metric: str, path: str) -> None:
+    """Raises what of a comparison can be known to fail before any work on it.
+
+    Args:
+      examples: those to compare on; only the first are read.
+      config: the choices, with the label's feature.
+      metric: of the gate.
+      path: where the examples are, for the message.
+
+    Raises:
+      DataError: if there are no examples, or none of the first has the label that the metric needs.
+      ConfigError: if the metric needs a package that is not installed.
+    """
+    if metric == "coco_map":
+        need_pycocotools()
+    first = list(itertools.islice(examples, _LOOKED_AT))
+    if not first:
+        raise DataError(f"there are no examples for evaluation in {path!r} behind those left out or calibrated with")
+    key = config.preprocess.label_key
+    if metric not in _LABELLED or any(_holds(record, key) for record in first):
+        return
+    raise DataError(
+        f"the first {len(first)} examples in {path!r} have no label feature {key!r}, which --metric {metric} needs: "
+        "give --labels FILE.csv for a folder, or the feature's name by --label_key, or choose --metric agreement"
+    )
+
+
+def _holds(record: bytes, feature: str) -> bool:
+    with contextlib.suppress(DataError):
+        return feature in parsed_example(record).features.feature
+    return False
 
 
 def evaluated(
@@ -54,6 +95,13 @@ def evaluated(
     """
     with step("Evaluating", quiet) as seen:
         if metric in DETECTION_METRICS:
-            found = evaluate_detectors(*graphs, examples, config, labelled=metric == "coco_map", on_example=seen)
-            return judge_detectors(found, metric=metric, max_drop=max_drop)
-        return judge(evaluate(*graphs, examples, config, seen).counts, metric=metric, max_drop=max_drop)
+            boxes = evaluate_detectors(*graphs, examples, config, labelled=metric == "coco_map", on_example=seen)
+            reads = boxes.reads
+        else:
+            run = evaluate(*graphs, examples, config, seen)
+            reads = run.reads
+    warn_of_skipped("evaluation", reads, quiet)
+    facts = reads.facts("evaluation")
+    if metric in DETECTION_METRICS:
+        return judge_detectors(boxes, metric=metric, max_drop=max_drop, facts=facts)
+    return judge(run.counts, metric=metric, max_drop=max_drop, facts=facts)

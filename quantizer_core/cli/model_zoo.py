@@ -12,6 +12,13 @@ from quantizer_core.cli.options import debug_option, folder_options
 
 #: Examples to calibrate on where no number is given.
 EXAMPLES = 100
+#: Options of ``convert`` → what they are called here.
+_NAMES = {
+    "input_graph": "in_graph",
+    "output_graph": "out_graph",
+    "calibration_data": "data_location",
+    "evaluate_rest": "evaluate",
+}
 
 
 @click.command(name="model-zoo")
@@ -38,7 +45,11 @@ EXAMPLES = 100
 @click.option("--metric", help="[default: the model's: top1, or coco_map for detectors]")
 @click.option("--max_drop", type=float, default=0.01, show_default=True, help="Largest loss of the metric accepted.")
 @click.option("--image_size", type=int, help="Height and width of the images, where the graph takes any.")
-@click.option("--label_offset", type=int, help="Added to the class. [default: as for ImageNet's TFRecords, from 1]")
+@click.option(
+    "--label_offset",
+    type=int,
+    help="Added to the class. [default: the model's, for classes from 1 in TFRecords and --labels, from 0 in folders]",
+)
 @folder_options
 @debug_option
 @click.option(
@@ -123,6 +134,10 @@ def request_of(
                 )
         launch = entry.launch_command(models_zoo_location, data_location, models_source_dir, sys.executable)
         source = {"callback": shlex.join(launch)}
+    labelled = options["evaluation_data"] or data_location
+    if options["label_offset"] is None and options["labels"] is None and _of_files(labelled):
+        # The entry counts on ImageNet's TFRecords, whose classes are numbered from 1; sub-folders are from 0.
+        options["label_offset"] = entry.config.preprocess.label_offset + 1
     return Request(
         input_graph=in_graph,
         output_graph=out_graph or path_beside(in_graph, "int8"),
@@ -130,10 +145,19 @@ def request_of(
         metric=metric or "similarity",
         mixed_precision=False,  # the entry says what stays FP32
         base=entry.config,
+        option_names=_NAMES,
         **source,
         **size,
         **options,
     )
+
+
+def _of_files(path: str) -> bool:
+    import tensorflow as tf
+
+    from quantizer_core.data.folders import find_files
+
+    return tf.io.gfile.isdir(path) and bool(find_files(path))
 
 
 def _list(registry: str | None) -> None:

@@ -173,7 +173,7 @@ def pair_options(int8_required: bool) -> Callable[[_Function], _Function]:
             required=int8_required,
             type=click.Path(),
             metavar="PATH",
-            help="The INT8 graph (.pb, .pbtxt, SavedModel).",
+            help="The INT8 graph (.pb, .pbtxt).",
         ),
         *_ends(),
     ]
@@ -232,11 +232,16 @@ def quantization_options(function: _Function) -> _Function:
 
 
 def batch_options(function: _Function) -> _Function:
-    """Options on the size of a step, and the file with all choices."""
+    """Options on the size of a step and the examples that may be left out, and the file with all choices."""
     options = [
         click.option("--batch_size", type=int, help="Examples a step. [default: 16, or what the graph fixes]"),
         click.option(
             "--max_batch_bytes", type=int, help="Fewer, where a step would take more memory. [default: 1 GiB]"
+        ),
+        click.option(
+            "--max_bad_fraction",
+            type=float,
+            help="Largest share of examples that may be left out as they cannot be read. [default: 0.01]",
         ),
         click.option(
             "--config",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.cli.load import load
 from quantizer_core.cli.steps import CalibrationRequest, named
 from quantizer_core.config import QuantizationConfig
-from quantizer_core.errors import GraphError, nearest
+from quantizer_core.errors import ConfigError, GraphError, nearest
+from quantizer_core.graph.files import load_graph
 from quantizer_core.graph.graph import node_of
 from quantizer_core.graph.summarize import find_inputs, find_outputs, input_specs
 from quantizer_core.types import TensorSpec
@@ -37,7 +39,7 @@ def load_pair(request: CalibrationRequest, int8_graph: str | None, config: Quant
 
     Raises:
       GraphError: if a file is no graph, there is no input or output, or the graphs do not fit together.
-      ConfigError: if a signature is named for a GraphDef file.
+      ConfigError: if a signature is named for a GraphDef file, or a directory for the INT8 graph.
     """
     graph = load(request.input_graph, request.signature)
     config = named(request, config, graph)
@@ -50,7 +52,13 @@ def load_pair(request: CalibrationRequest, int8_graph: str | None, config: Quant
     config = dataclasses.replace(config, inputs=tuple(inputs), outputs=tuple(outputs))
     if int8_graph is None:
         return Pair(graph.graph_def, None, specs, tuple(outputs), config)
-    int8 = load(int8_graph, request.signature).graph_def
+    if tf.io.gfile.isdir(int8_graph):
+        # To freeze one inlines its functions, which fused sums do not bear.
+        raise ConfigError(
+            f"--int8_graph {int8_graph!r} is a directory: name the graph file that it was made with, convert's "
+            "--output_graph or a pipeline's quantized_graph.pb"
+        )
+    int8 = load_graph(int8_graph)
     known = {node.name for node in int8.node}
     for kind, names in (("input", inputs), ("output", outputs)):
         for name in names:

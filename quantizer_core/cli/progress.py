@@ -9,6 +9,8 @@ from typing import Protocol
 
 import click
 
+from quantizer_core.reads import ReadCounts
+
 
 class Seen(Protocol):
     """Is told how far a step is, and how much there is of it where that is known."""
@@ -52,3 +54,9 @@ def step(what: str, quiet: bool = False, unit: str = "examples", total: int | No
         yield seen
     done = f"{counted} {unit}, " if counted else ""
     click.echo(f"{what}: {done}{time.monotonic() - started:.1f} s", err=True)
+
+
+def warn_of_skipped(stage: str, reads: ReadCounts, quiet: bool = False) -> None:
+    """Tells for each kind of fault how many examples were left out, and what is wrong with one of them."""
+    for warning in () if quiet else reads.warnings(stage):
+        click.echo(f"warning: {warning}", err=True)

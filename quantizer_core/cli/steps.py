@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import click
 import tensorflow as tf
@@ -15,7 +16,7 @@ from quantizer_core.calibration.run import CalibrationRun, calibrate
 from quantizer_core.calibration.saved import load_calibration
 from quantizer_core.cli.load import LoadedGraph, load
 from quantizer_core.cli.options import IMAGE_KEY, LABEL_KEY, preprocess_config
-from quantizer_core.cli.progress import step
+from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.data import read_examples
 from quantizer_core.errors import ConfigError
@@ -44,12 +45,16 @@ _CONFIG_FIELDS = {
     "refine_examples": "refine_examples",
     "batch_size": "batch_size",
     "max_batch_bytes": "max_batch_bytes",
+    "max_bad_fraction": "max_bad_fraction",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationRequest:
-    """The options that say what to calibrate, with what, and what to compare on; None where one was not given."""
+    """The options that say what to calibrate, with what, and what to compare on; None where one was not given.
+
+    ``option_names`` holds those that a command calls otherwise: name here → name there.
+    """
 
     input_graph: str
     calibration_data: str | None = None
@@ -88,8 +93,14 @@ class CalibrationRequest:
     refine_examples: int | None = None
     batch_size: int | None = None
     max_batch_bytes: int | None = None
+    max_bad_fraction: float | None = None
     config: str | None = None
     base: QuantizationConfig = QuantizationConfig()
+    option_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def option(self, name: str) -> str:
+        """Returns how the command spells an option of this name, for messages."""
+        return f"--{self.option_names.get(name, name)}"
 
     def check_data(self, compared: bool) -> None:
         """Raises ConfigError if the options on what to calibrate and compare on contradict each other.
@@ -98,7 +109,7 @@ class CalibrationRequest:
           compared: whether the examples of ``calibration_data`` are compared on, and not only calibrated with.
         """
         if self.evaluate_rest and self.evaluation_data is not None:
-            raise ConfigError("give --evaluation_data or --evaluate_rest, not both")
+            raise ConfigError(f"give --evaluation_data or {self.option('evaluate_rest')}, not both")
         if self.evaluate_rest and self.num_calibration_examples is None:
             raise ConfigError("--evaluate_rest needs --num_calibration_examples: the rest are the examples behind them")
         if self.calibration is None and self.calibration_data is None and self.callback is None:
@@ -115,9 +126,9 @@ class CalibrationRequest:
         if self.calibration is not None and self.calibration_data is not None and not compared:
             raise ConfigError("give --calibration_data or --calibration, not both: the second takes the first's place")
         if self.calibration_data is None:
-            for option in ("evaluate_rest", "num_calibration_examples"):
-                if getattr(self, option):
-                    raise ConfigError(f"--{option} needs --calibration_data")
+            for name in ("evaluate_rest", "num_calibration_examples"):
+                if getattr(self, name):
+                    raise ConfigError(f"{self.option(name)} needs {self.option('calibration_data')}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +150,14 @@ class Calibrated:
     sample_config: QuantizationConfig
 
 
+def check_parent(option: str, path: str) -> None:
+    """Raises ConfigError if the directory that an option's file is to be written into does not exist."""
+    parent = os.path.dirname(path.rstrip("/"))
+    # Object stores have no directories.
+    if parent and "://" not in parent and not tf.io.gfile.isdir(parent):
+        raise ConfigError(f"{option}: directory {parent!r} does not exist; create it first")
+
+
 def config_of(request: CalibrationRequest) -> QuantizationConfig:
     """Returns the config file's choices, or ``base`` without one, with the options over them.
 
@@ -152,6 +171,8 @@ def config_of(request: CalibrationRequest) -> QuantizationConfig:
                 config = QuantizationConfig.from_json(file.read())
         except tf.errors.OpError as error:
             raise ConfigError(f"--config {request.config!r} cannot be read: {error.message}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"--config {request.config!r} is no text, so no QuantizationConfig") from None
     preprocess = preprocess_config(
         config.preprocess,
         request.preprocess,
@@ -164,7 +185,11 @@ def config_of(request: CalibrationRequest) -> QuantizationConfig:
 
 
 def calibrated(
-    request: CalibrationRequest, config: QuantizationConfig, quiet: bool = False, stages_beside: str | None = None
+    request: CalibrationRequest,
+    config: QuantizationConfig,
+    quiet: bool = False,
+    stages_beside: str | None = None,
+    check: Callable[[PreparedGraph], object] | None = None,
 ) -> Calibrated:
     """Checks the machine, loads and prepares the graph, and calibrates it or takes a saved calibration.
 
@@ -172,6 +197,7 @@ def calibrated(
       request, config: the options.
       quiet: show no progress.
       stages_beside: path of the INT8 graph to keep the intermediate graphs beside; None keeps none.
+      check: called with the prepared graph, to raise what it finds wrong with it before the calibration.
 
     Raises:
       QuantizerError: see ``check_machine``, ``load``, ``prepare``, ``calibrate``, ``calibrate_by_callback`` and
@@ -183,6 +209,8 @@ def calibrated(
         graph = load(request.input_graph, request.signature)
         config = named(request, config, graph)
         prepared = prepare(graph.graph_def, config)
+    if check is not None:
+        check(prepared)
     if stages_beside is not None:
         save_stages_before(prepared, stages_beside, config.refine_examples > 0)
     unlabelled = config.without_label()
@@ -201,10 +229,13 @@ def calibrated(
                 graph_path=stage_paths(stages_beside)[INSTRUMENTED] if stages_beside is not None else None,
             )
         return Calibrated(graph, config, prepared, run, sampled_config(config))
-    found = examples_of(request, request.calibration_data or "", config, prepared.inputs)
+    # Labels are of what is compared on; calibration does without.
+    labelled = request.evaluation_data is None
+    found = examples_of(request, request.calibration_data or "", config, prepared.inputs, labelled)
     examples = itertools.islice(found, request.num_calibration_examples)
     with step("Calibrating", quiet, total=request.num_calibration_examples) as seen:
         calibration = calibrate(prepared, examples, unlabelled, seen)
+    warn_of_skipped("calibration", calibration.reads, quiet)
     return Calibrated(graph, config, prepared, calibration, unlabelled)
 
 
@@ -225,9 +256,13 @@ def converted(ready: Calibrated, quiet: bool = False) -> Conversion:
 
 
 def examples_of(
-    request: CalibrationRequest, path: str, config: QuantizationConfig, inputs: Sequence[TensorSpec]
+    request: CalibrationRequest,
+    path: str,
+    config: QuantizationConfig,
+    inputs: Sequence[TensorSpec],
+    labelled: bool = True,
 ) -> Iterator[bytes]:
-    """Returns the serialized examples at a path, as the options say."""
+    """Returns the serialized examples at a path, as the options say; their labels matter if ``labelled``."""
     image_key = config.preprocess.image_key
     if config.preprocess.kind == "tensors" and len(inputs) == 1 and request.image_key is None:
         # A folder of WAV files for a graph that takes the file's bytes: the input's own feature gets them.
@@ -235,8 +270,8 @@ def examples_of(
         image_key = config.preprocess.features.get(name, name)
     return read_examples(
         path,
-        labels=request.labels,
-        classes=request.classes,
+        labels=request.labels if labelled else None,
+        classes=request.classes if labelled else None,
         label_key=config.preprocess.label_key or LABEL_KEY,
         image_key=image_key or IMAGE_KEY,
     )

@@ -19,21 +19,34 @@ DEFAULT_EXTENSIONS = (IMAGE_EXTENSIONS, (".wav",))
 def find_files(folder: str, extensions: Sequence[str] | None = None) -> list[str]:
     """Returns the paths, relative to the folder, of its files of one kind, sub-folders included.
 
-    The order is that of the file names (then of the paths), so that the first files of a folder of class folders hold
-    all classes. Names that begin with a dot are passed over.
+    Each sub-folder gives one file in turn, in the order of the names, so that the first files of a folder of class
+    folders hold all classes. Names that begin with a dot are passed over.
+
+    Raises:
+      DataError: if a folder cannot be read.
     """
     found: list[str] = []
-    for directory, folders, names in tf.io.gfile.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(directory, folder) if directory.rstrip("/") != folder.rstrip("/") else ""
-        found.extend(os.path.join(relative, name) for name in names if not name.startswith("."))
-    found.sort(key=lambda path: (os.path.basename(path), path))
+    try:
+        for directory, folders, names in tf.io.gfile.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = os.path.relpath(directory, folder) if directory.rstrip("/") != folder.rstrip("/") else ""
+            found.extend(os.path.join(relative, name) for name in names if not name.startswith("."))
+    except tf.errors.OpError as error:
+        raise DataError(f"folder {folder!r} cannot be read: {error.message}") from None
     for wanted in (tuple(extensions),) if extensions else DEFAULT_EXTENSIONS:
         endings = tuple("." + ending.lower().lstrip(".") for ending in wanted)
         files = [path for path in found if path.lower().endswith(endings)]
         if files:
-            return files
+            return _in_turn(files)
     return []
+
+
+def _in_turn(files: Sequence[str]) -> list[str]:
+    folders: dict[str, list[str]] = {}
+    for path in sorted(files):
+        folders.setdefault(os.path.dirname(path), []).append(path)
+    turns = [(turn, os.path.basename(path), path) for paths in folders.values() for turn, path in enumerate(paths)]
+    return [path for _, _, path in sorted(turns)]
 
 
 def read_folder(

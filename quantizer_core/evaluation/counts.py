@@ -25,13 +25,15 @@ class EvaluationCounts:
       examples: number of examples run.
       classified: number of examples with such an output.
       agreement: number of classified examples to which INT8 gives FP32's class.
+      classes: number of scores in that output, the most of any example.
       labelled: number of classified examples with a label.
       fp32_top1, fp32_top5, int8_top1, int8_top5: number of labelled examples whose label is (among) the best.
       both, only_fp32, only_int8: number of labelled examples with the right class in both, or only in one.
       nonfinite: number of examples in which an output of INT8 held NaN or infinity where FP32's did not.
-      measured: number of examples in which all outputs were finite numbers of equal shape.
+      measured: number of examples in which all outputs were finite numbers.
       error_high, error_low: limbs (see calibration/fixed_point.py) of the sum, over the measured examples, of the
-        relative error ‖int8 - fp32‖ / ‖fp32‖ of all floating-point outputs joined.
+        relative error ‖int8 - fp32‖ / ‖fp32‖ of all floating-point outputs joined; 1 where INT8 gives an output
+        another shape than FP32, as a detector that finds another number of boxes.
       compared: number of classified examples with finite scores.
       divergence_high, divergence_low: limbs of the sum over them of Σ p·ln(p / q), the Kullback-Leibler divergence in
         nats of INT8's distribution over the classes, q, from FP32's, p: the scores if FP32's are a distribution,
@@ -41,6 +43,7 @@ class EvaluationCounts:
     examples: int = 0
     classified: int = 0
     agreement: int = 0
+    classes: int = 0
     labelled: int = 0
     fp32_top1: int = 0
     fp32_top5: int = 0
@@ -60,7 +63,8 @@ class EvaluationCounts:
     def merge(self, other: EvaluationCounts) -> EvaluationCounts:
         """Returns the counts over both sets of examples: exact, associative and commutative."""
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
-        return EvaluationCounts(**{name: value + others[name] for name, value in mine.items()})
+        sums = {name: value + others[name] for name, value in mine.items()}
+        return EvaluationCounts(**{**sums, "classes": max(self.classes, other.classes)})
 
     def relative_error(self) -> float | None:
         """Returns the mean relative error of the outputs, None if no example was measured."""
@@ -103,10 +107,10 @@ def compare(fp32: Sequence[np.ndarray], int8: Sequence[np.ndarray], label: int |
     pairs = [(a, b) for a, b in pairs if np.issubdtype(a.dtype, np.floating)]
     if any(np.isfinite(a).all() and not np.isfinite(b).all() for a, b in pairs):
         fields["nonfinite"] = 1
-    if pairs and all(a.shape == b.shape and np.isfinite(a).all() and np.isfinite(b).all() for a, b in pairs):
+    if pairs and all(np.isfinite(a).all() and np.isfinite(b).all() for a, b in pairs):
         fields |= _error(pairs)
     scores = next(((a.reshape(-1), b.reshape(-1)) for a, b in pairs if _is_vector(a)), None)
-    if scores is not None and scores[0].shape == scores[1].shape:
+    if scores is not None:
         fields |= _classes(*scores, label)
     return EvaluationCounts(**fields)
 
@@ -116,19 +120,24 @@ def _is_vector(value: np.ndarray) -> bool:
 
 
 def _error(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    if any(a.shape != b.shape for a, b in pairs):
+        return _measured(1.0)
     signal = np.concatenate([a.reshape(-1) for a, _ in pairs]).astype(np.float64)
     noise = np.concatenate([b.reshape(-1) for _, b in pairs]) - signal
     # Two silent outputs agree; noise on a silent output has no relative size: it counts as 100 %.
     size, error = float(np.linalg.norm(signal)), float(np.linalg.norm(noise))
-    relative = error / size if size else float(error > 0)
+    return _measured(error / size if size else float(error > 0))
+
+
+def _measured(relative: float) -> dict[str, int]:
     high, low = to_limbs(np.array(relative))
     return {"measured": 1, "error_high": int(high), "error_low": int(low)}
 
 
 def _classes(fp32: np.ndarray, int8: np.ndarray, label: int | None) -> dict[str, int]:
-    finite = [bool(np.isfinite(scores).all()) for scores in (fp32, int8)]
+    finite = [bool(np.isfinite(scores).all() and scores.shape == fp32.shape) for scores in (fp32, int8)]
     agree = all(finite) and int(np.argmax(fp32)) == int(np.argmax(int8))
-    fields = {"classified": 1, "agreement": int(agree)}
+    fields = {"classified": 1, "agreement": int(agree), "classes": len(fp32)}
     if all(finite):
         high, low = to_limbs(np.array(divergence(fp32, int8)))
         fields |= {"compared": 1, "divergence_high": int(high), "divergence_low": int(low)}

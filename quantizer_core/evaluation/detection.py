@@ -56,6 +56,14 @@ class DetectionMetrics:
     objects: int
 
 
+def need_pycocotools() -> None:
+    """Raises ConfigError if pycocotools is not installed."""
+    try:
+        import pycocotools.mask  # noqa: F401 - its compiled part
+    except ImportError:
+        raise ConfigError("average precision needs pycocotools: install the extra 'detection'") from None
+
+
 def average_precision(truth: Sequence[ObjectBoxes], found: Sequence[ObjectBoxes]) -> DetectionMetrics:
     """Returns COCO's average precision (Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014).
 
@@ -68,11 +76,10 @@ def average_precision(truth: Sequence[ObjectBoxes], found: Sequence[ObjectBoxes]
       ConfigError: if pycocotools is not installed.
       DataError: if there are no objects at all, an image comes twice or is not in ``truth``, or scores are missing.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise ConfigError("average precision needs pycocotools: install the extra 'detection'") from None
+    need_pycocotools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     images = [each.image for each in truth]
     for each in found:
         if each.image not in set(images):

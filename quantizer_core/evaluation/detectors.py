@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, DataError, GraphError
-from quantizer_core.evaluation.detection import DetectionMetrics, ObjectBoxes, average_precision
+from quantizer_core.evaluation.detection import DetectionMetrics, ObjectBoxes, average_precision, need_pycocotools
 from quantizer_core.evaluation.judge import EvaluationResult, decide
 from quantizer_core.graph.graph import node_of
 from quantizer_core.preprocessing.decoder import ExampleDecoder
+from quantizer_core.preprocessing.diagnosis import parsed_example
 from quantizer_core.reads import BatchReader, ReadCounts, read_all
 from quantizer_core.runtime import GraphSession, stack_batch
 from quantizer_core.types import TensorSpec
@@ -84,7 +84,7 @@ def objects_of(serialized: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
       DataError: if the features are missing or do not fit each other.
     """
-    features = tf.train.Example.FromString(serialized).features.feature
+    features = parsed_example(serialized).features.feature
     missing = [key for key in (*_BOX_KEYS, _CLASS_KEY) if key not in features]
     if missing:
         raise DataError(f"the example has no feature {missing[0]!r}: coco_map needs objects", reason="missing_feature")
@@ -125,7 +125,9 @@ def evaluate_detectors(
       DataError: if there are no examples, or too many cannot be used.
       GraphError: if the outputs are not a detector's, or a graph cannot be run.
     """
-    order = _outputs(outputs)
+    if labelled:
+        need_pycocotools()
+    order = detector_outputs(outputs)
     found: tuple[list[ObjectBoxes], list[ObjectBoxes]] = ([], [])
     truth: list[ObjectBoxes] = []
     counts = {"images": 0, "boxes": 0, "matched": 0, "nonfinite": 0}
@@ -217,8 +219,12 @@ def judge_detectors(
     )
 
 
-def _outputs(outputs: Sequence[str]) -> list[str]:
-    """Returns the four outputs in the order of ``OUTPUTS``, found by the last part of their names."""
+def detector_outputs(outputs: Sequence[str]) -> list[str]:
+    """Returns the four outputs in the order of ``OUTPUTS``, found by the last part of their names.
+
+    Raises:
+      GraphError: if one of them is missing.
+    """
     by_name = {node_of(name).rpartition("/")[2]: name for name in outputs}
     missing = [name for name in OUTPUTS if name not in by_name]
     if missing:

@@ -154,8 +154,36 @@ def judge(
         mcnemar_p=mcnemar(counts.only_fp32, counts.only_int8) if counts.labelled else math.nan,
         relative_error=math.nan if error is None else error,
         divergence=math.nan if divergence is None else divergence,
+        doubt=_guessed(counts, metric),
         facts=facts,
     )
+
+
+def _guessed(counts: EvaluationCounts, metric: str) -> str:
+    """Returns a sentence on an accuracy of FP32 that guessing among the classes would reach, "" where it is better.
+
+    That is so where the chance to be right so often by guessing is above 5 % (one-sided binomial test).
+    """
+    tries = {"top1": 1, "top5": 5}.get(metric, 0)
+    if not tries or counts.classes <= tries:
+        return ""
+    right, total, chance = getattr(counts, f"fp32_{metric}"), counts.labelled, tries / counts.classes
+    if right > total * chance and 1 - _binomial_below(right, total, chance) <= 0.05:
+        return ""
+    return (
+        f" FP32 itself is right on {right} of {total}, no more than guessing among {counts.classes} classes would be: "
+        "check the labels, label_offset and the preprocessing."
+    )
+
+
+def _binomial_below(count: int, total: int, chance: float) -> float:
+    """Returns the probability of fewer than ``count`` successes in ``total`` trials of probability ``chance``."""
+    log = math.lgamma(total + 1)
+    terms = (
+        log - math.lgamma(i + 1) - math.lgamma(total - i + 1) + i * math.log(chance) + (total - i) * math.log1p(-chance)
+        for i in range(count)
+    )
+    return math.fsum(math.exp(term) for term in terms)
 
 
 def decide(
@@ -170,6 +198,7 @@ def decide(
     mcnemar_p: float = math.nan,
     relative_error: float = math.nan,
     divergence: float = math.nan,
+    doubt: str = "",
     facts: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
     """Returns the result with these figures: whether the INT8 graph is blessed, and the sentence on why or why not.
@@ -178,6 +207,7 @@ def decide(
       metric, fp32, int8, max_drop, agreement, mcnemar_p, relative_error, divergence, facts: see ``EvaluationResult``.
       examples: number of examples compared.
       nonfinite: of these, the ones on which INT8 gives NaN or infinity where FP32 does not: one is too many.
+      doubt: a sentence, with a space before it, on why the figures may say little; goes with the reason.
 
     Raises:
       ConfigError: if ``max_drop`` is no share.
@@ -192,7 +222,7 @@ def decide(
         figures = f"falls from {fp32:.2%} (FP32) to {int8:.2%} (INT8)" if fp32 > int8 else f"stays at {fp32:.2%}"
     reason = (
         f"{metric} {figures} on {examples} examples: a drop of {100 * drop:.2f} points, "
-        f"{'within' if blessed else 'more than'} the {100 * max_drop:.2f} allowed."
+        f"{'within' if blessed else 'more than'} the {100 * max_drop:.2f} allowed.{doubt}"
     )
     if nonfinite:
         reason = f"INT8 gives NaN or infinity on {nonfinite} of {examples} examples where FP32 does not."

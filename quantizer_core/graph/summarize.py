@@ -66,8 +66,10 @@ class GraphSummary:
     command: str
 
 
-def summarize_graph(graph_def: graph_pb2.GraphDef, path: str = "GRAPH.pb") -> GraphSummary:
-    """Describes a graph without running it; ``path`` is only used in the suggested command line.
+def summarize_graph(
+    graph_def: graph_pb2.GraphDef, path: str = "GRAPH.pb", signature: str | None = None
+) -> GraphSummary:
+    """Describes a graph without running it; ``path`` and ``signature`` are only used in the suggested command line.
 
     Graphs with function libraries, control flow, string inputs or variables left inside are described too.
     """
@@ -85,7 +87,7 @@ def summarize_graph(graph_def: graph_pb2.GraphDef, path: str = "GRAPH.pb") -> Gr
         functions=tuple(sorted(function.signature.name for function in graph_def.library.function)),
         nodes=len(graph_def.node),
         constant_bytes=sum(_constant_bytes(node) for node in [*graph_def.node, *in_functions]),
-        command=_command(path, [spec.name for spec in inputs], outputs),
+        command=_command(path, signature, inputs, outputs),
     )
 
 
@@ -196,11 +198,17 @@ def _constant_bytes(node: node_def_pb2.NodeDef) -> int:
     return int(size)
 
 
-def _command(path: str, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+def _command(path: str, signature: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> str:
+    path = path.rstrip("/")
     stem = path[:-3] if path.endswith(".pb") else path
     words = ["quantizer", "convert", "--input_graph", path, "--output_graph", f"{stem}_int8.pb"]
+    if signature:
+        words += ["--signature", signature]
     if inputs:
-        words += ["--inputs", ",".join(inputs)]
+        words += ["--inputs", ",".join(spec.name for spec in inputs)]
     if outputs:
         words += ["--outputs", ",".join(outputs)]
-    return shlex.join([*words, "--calibration_data", "EXAMPLES"])
+    words += ["--calibration_data", "EXAMPLES"]
+    if len(inputs) == 1 and (shape := inputs[0].shape) and len(shape) == 4 and shape[-1] in _IMAGE_CHANNELS:
+        words += ["--preprocess", "KIND"]
+    return shlex.join(words)

@@ -14,6 +14,10 @@ from quantizer_core.preprocessing.features import shape_feature
 from quantizer_core.preprocessing.preprocessor import Preprocessor
 from quantizer_core.types import TensorSpec
 
+#: Features with the name of the file that an example was made of, as ``read_folder`` and most TFRecords have them.
+_FILE_KEYS = ("image/filename", "filename")
+#: How JPEG, PNG, GIF and BMP files begin.
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 _KINDS = {"bytes_list": "bytes", "float_list": "floats", "int64_list": "integers", None: "nothing"}
 
 
@@ -25,26 +29,45 @@ class _Finding(NamedTuple):
 
 
 def diagnose(serialized: bytes, preprocessor: Preprocessor, message: str) -> DataError:
-    """Returns an error that names the feature at fault and what the example holds instead.
+    """Returns an error that names the feature at fault, what the example holds instead, and its file if it tells it.
 
     ``message`` is TensorFlow's own, used where nothing better is known.
     """
-    return DataError((found := _find(serialized, preprocessor, message)).text, reason=found.reason)
+    try:
+        example = parsed_example(serialized)
+    except DataError as error:
+        return error
+    found = _find(example, preprocessor, message)
+    names = [example.features.feature[key].bytes_list.value for key in _FILE_KEYS if key in example.features.feature]
+    file = next((f" (file {value[0].decode(errors='replace')!r})" for value in names if value), "")
+    return DataError(found.text + file, reason=found.reason)
 
 
-def _find(serialized: bytes, preprocessor: Preprocessor, message: str) -> _Finding:
+def parsed_example(serialized: bytes) -> tf.train.Example:
+    """Parses a record.
+
+    Raises:
+      DataError: if it is no ``tf.Example``.
+    """
     example = tf.train.Example()
     try:
         example.ParseFromString(serialized)
     except Exception:  # protobuf's implementations raise different classes
-        return _Finding("damaged_record", f"a record of {len(serialized)} bytes is no serialized tf.Example")
+        text = f"a record of {len(serialized)} bytes is no serialized tf.Example"
+        raise DataError(text, reason="damaged_record") from None
+    return example
+
+
+def _find(example: tf.train.Example, preprocessor: Preprocessor, message: str) -> _Finding:
     config = preprocessor.config
     features = example.features.feature
     finding = None
     if config.kind == "tensors":
         wanted = tensors.feature_names(config, preprocessor.inputs)
         for spec in preprocessor.inputs:
-            finding = finding or _tensor_finding(example, wanted[spec.name], spec)
+            finding = finding or _with_hint(
+                example, wanted[spec.name], _tensor_finding(example, wanted[spec.name], spec)
+            )
     elif config.kind == "image":
         finding = _image_finding(example, config.image_key)
     if finding is None and config.label_key:
@@ -100,6 +123,15 @@ def _tensor_finding(example: tf.train.Example, name: str, spec: TensorSpec) -> _
     known = math.prod(size for size in shape if size >= 0)
     fits = count == known if -1 not in shape else (known > 0 and count % known == 0)
     return None if fits else _Finding("wrong_shape", start + f"takes {spec.dtype}{list(shape)} for each example")
+
+
+def _with_hint(example: tf.train.Example, name: str, finding: _Finding | None) -> _Finding | None:
+    """Adds what to do about a feature that will not do as numbers because it holds an encoded image."""
+    data = example.features.feature[name].bytes_list.value if name in example.features.feature else ()
+    if finding is None or not data or not data[0].startswith(_IMAGE_STARTS):
+        return finding
+    hint = "; it is an encoded image: say how to prepare it (--preprocess, or preprocess kind 'image')"
+    return _Finding(finding.reason, finding.text + hint)
 
 
 def _open_shape_finding(example: tf.train.Example, name: str, spec: TensorSpec, count: int) -> _Finding | None:

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,11 @@ def batches_for(inputs: Sequence[TensorSpec], wanted: Sequence[int]) -> tuple[in
     return tuple(dict.fromkeys(wanted)) if fixed is None else (fixed,)
 
 
+def in_turn(names: Iterable[str], repeat: int) -> list[str]:
+    """Returns who follows whom in a repeat: in order, then backwards: a machine that slows down favours no one."""
+    return list(names)[:: -1 if repeat % 2 else 1]
+
+
 class Bench:
     """Graphs and feeds written out for the processes that time them.
 
@@ -139,7 +144,7 @@ class Bench:
         """Times every graph in every setting.
 
         In each repeat the graphs follow each other in one setting before the next setting begins, so that what slows
-        the machine for a while meets them all.
+        the machine for a while meets them all; every other time backwards (see ``in_turn``).
 
         Args:
           settings: how to run.
@@ -155,9 +160,9 @@ class Bench:
         """
         found: dict[tuple[Setting, str], list[float]] = {}
         total, done = repeats * len(settings) * len(self._graphs), 0
-        for _ in range(repeats):
+        for repeat in range(repeats):
             for setting in settings:
-                for name in self._graphs:
+                for name in in_turn(self._graphs, repeat):
                     found.setdefault((setting, name), []).append(self.once(name, setting, seconds))
                     done += 1
                     if on_done is not None:

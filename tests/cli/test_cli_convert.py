@@ -188,6 +188,72 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
     assert workspace.made() == []
 
 
+def test_labels_are_of_the_examples_compared_on(workspace: Workspace) -> None:
+    """The photos to calibrate with need none, and TFRecords could not take them."""
+    root = workspace.root
+    (root / "val").mkdir()
+    for path in (root / "images").rglob("*.png"):
+        (root / "val" / path.name).write_bytes(path.read_bytes())
+    rows = [f"{path.name},{'abc'.index(path.parent.name)}" for path in (root / "images").rglob("*.png")]
+    (root / "val.csv").write_text("\n".join(["name,label", *rows]))
+    (root / "plain").mkdir()
+    for number, path in enumerate(sorted((root / "val").iterdir())[:8]):
+        (root / "plain" / f"other{number}.png").write_bytes(path.read_bytes())
+    for data in ("plain", "images.gz"):
+        if data == "images.gz":
+            write_tfrecords(read_examples(root / "plain"), str(root / data))
+        result = run(
+            *("convert", "--input_graph", workspace.graph, "--output_graph", root / "int8.pb", "--overwrite"),
+            *("--calibration_data", root / data, "--evaluation_data", root / "val", "--labels", root / "val.csv"),
+            *("--preprocess", "unit", "--max_drop", 0.5, "--only_faster", "false", "--json"),
+        )
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["evaluation"]["fp32"] == 1.0
+
+
+def test_what_a_comparison_lacks_is_said_before_the_work(workspace: Workspace) -> None:
+    root = workspace.root
+    (root / "val").mkdir()
+    (root / "val" / "one.png").write_bytes(next((root / "images").rglob("*.png")).read_bytes())
+    for options, message in (
+        (["--evaluation_data", root / "val", "--classes", ""], "--labels FILE.csv for a folder"),
+        (["--evaluation_data", root / "val", "--labels", root / "none.csv"], "none.csv"),
+        (["--evaluation_data", root / "none"], "no examples at"),
+        (["--num_calibration_examples", COUNT, "--evaluate_rest"], "no examples for evaluation"),
+        (["--evaluation_data", root / "images", "--metric", "boxes"], "the graph has no output 'detection_boxes'"),
+    ):
+        result = workspace.convert(*options)
+        assert result.exit_code == 1 and message in result.stderr, result.stderr
+        assert "Calibrating" not in result.stderr
+
+
+def test_what_is_left_out_is_told_with_its_file(workspace: Workspace) -> None:
+    folder = next(path for path in (workspace.root / "images").iterdir())
+    (folder / "bad.png").write_bytes(b"no image at all")
+    result = workspace.convert()
+    assert result.exit_code == 1 and "allows" in result.stderr and f"(file '{folder.name}/bad.png')" in result.stderr
+    result = workspace.convert("--max_bad_fraction", 0.1)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: calibration: 1 of 25 examples skipped, for example: image feature" in result.stderr
+    evaluation = ("--evaluation_data", workspace.root / "images", "--max_drop", 0.9, "--max_bad_fraction", 0.1)
+    result = workspace.convert(*evaluation, "--overwrite", "--json")
+    assert json.loads(result.stdout)["evaluation"]["facts"]["evaluation_skipped_bad_image"] == 1
+
+
+def test_images_without_a_way_to_prepare_them_are_noticed(workspace: Workspace) -> None:
+    result = workspace.convert("--preprocess", "tensors", "--image_key", "image")
+    assert result.exit_code == 1
+    assert "it is an encoded image: say how to prepare it (--preprocess" in result.stderr
+
+
+def test_stages_of_a_run_that_failed_are_no_obstacle(workspace: Workspace) -> None:
+    options = ("--debug", "--preprocess", "tensors")
+    assert workspace.convert(*options).exit_code == 1
+    assert workspace.made() == ["int8_fp32_optimized.pb", "int8_instrumented.pb"]
+    result = workspace.convert("--debug")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_outputs_that_exist_stop_the_run_before_any_work(workspace: Workspace) -> None:
     workspace.output.write_bytes(b"mine")
     result = workspace.convert()

@@ -58,6 +58,12 @@ def test_a_model_of_the_zoo_gets_its_files_and_proxies(files: Path, monkeypatch:
     ]
 
 
+def test_options_behind_the_dashes_are_those_of_model_zoo(files: Path) -> None:
+    given = ("--in_graph", files / "net.pb", "--data_location", files / "data", "--model_name", "rfcn")
+    code, line, _ = dry(*given, "--", "--evaluate", "--overwrite")
+    assert code == 0 and line[-4:] == ["--data_location", "/workspace/dataset", "--evaluate", "--overwrite"]
+
+
 def test_debug_opens_a_shell_and_any_command_goes_behind_the_dashes(files: Path) -> None:
     code, line, _ = dry("--in_graph", files / "net.pb", "--debug")
     assert code == 0 and line[-5:] == ["--interactive", "--tty", "--entrypoint", "/bin/bash", "tfx-quantizer:latest"]

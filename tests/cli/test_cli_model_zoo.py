@@ -11,6 +11,7 @@ import tensorflow as tf
 from click.testing import CliRunner, Result
 
 from quantizer_core.cli.main import cli
+from quantizer_core.cli.model_zoo import request_of
 from quantizer_core.data import tensor_example, write_tfrecords
 from quantizer_core.graph.files import load_graph
 from quantizer_core.zoo.registry import MODELS
@@ -132,6 +133,36 @@ def test_wrong_use_is_told(folder: Path) -> None:
         del given[option]
         result = run(*(word for pair in given.items() for word in pair))
         assert result.exit_code == 2 and f"Missing option '{option}'" in result.stderr
+
+
+def test_messages_name_the_options_that_there_are(folder: Path) -> None:
+    result = convert(folder, "net", "--report", folder / "report.json")
+    assert result.exit_code == 2 and "--report needs --evaluation_data or --evaluate" in result.stderr
+    (folder / "net_int8.pb").write_bytes(b"mine")
+    result = convert(folder, "net")
+    assert result.exit_code == 2 and "--out_graph: " in result.stderr and "exists already" in result.stderr
+
+
+def test_classes_of_folders_count_from_0_and_those_of_records_as_the_entry_says(folder: Path) -> None:
+    models = json.loads((folder / "models.json").read_text())
+    preprocess = models[0]["DIRECT_CALIBRATION_PARAMS"]["PREPROCESS"]
+    models[0]["DIRECT_CALIBRATION_PARAMS"]["PREPROCESS"] = {**preprocess, "label_offset": -1}
+    (folder / "models.json").write_text(json.dumps(models))
+    for name in ("images/a", "images/b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(b"png")
+    common = {"model": "net", "in_graph": "net.pb", "out_graph": None, "models_zoo_location": None}
+    common |= {"models_source_dir": None, "num_calibration_examples": None, "evaluate": False, "metric": None}
+    common |= {"image_size": None, "registry": str(folder / "models.json"), "evaluation_data": None}
+    images, records = str(folder / "images"), str(folder / "records")
+    for data, labels, given, wanted in (
+        (images, None, None, 0),
+        (images, "labels.csv", None, None),
+        (images, None, 7, 7),
+        (records, None, None, None),
+    ):
+        request = request_of(**common, data_location=data, labels=labels, label_offset=given)
+        assert request.label_offset == wanted
 
 
 #: A stand-in for the zoo's launcher: it takes the same arguments, and runs a graph on images of its data.

@@ -81,6 +81,9 @@ def test_num_examples_bounds_the_comparison(folder: Path) -> None:
         (["--outputs", "score"], 1, "score"),
         (["--skip_examples", "24"], 1, "no examples"),
         (["--evaluation_data", "nowhere"], 1, "nowhere"),
+        (["--label_key", "klass"], 1, "have no label feature 'klass', which --metric top1 needs"),
+        (["--report", "nowhere/report.json"], 2, "--report: directory 'nowhere' does not exist"),
+        (["--int8_graph", "."], 2, "--int8_graph '.' is a directory: name the graph file"),
     ],
 )
 def test_wrong_use_gets_one_line(folder: Path, given: list[str], code: int, said: str) -> None:

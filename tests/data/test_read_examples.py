@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from quantizer_core.data import read_examples, read_labels, write_tfrecords
+from quantizer_core.data.folders import find_files
 from quantizer_core.data.labels import LabelSource, parse_labels
 from quantizer_core.errors import ConfigError, DataError
 
@@ -60,6 +61,15 @@ def test_classes_set_the_order_of_the_sub_folders(tmp_path: Path) -> None:
         list(read_examples(tmp_path, classes=("nope", "yes")))
 
 
+def test_the_first_files_are_of_all_classes_whatever_their_names(tmp_path: Path) -> None:
+    names = ["cats/cat1.png", "cats/cat2.png", "cats/cat3.png", "dogs/dog1.png", "dogs/dog2.png", "emus/1.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = ["emus/1.png", "cats/cat1.png", "dogs/dog1.png", "cats/cat2.png", "dogs/dog2.png", "cats/cat3.png"]
+    assert find_files(str(tmp_path)) == found
+
+
 @pytest.mark.parametrize("names", [("only/a.png", "only/b.png"), ("x/a.png", "y/b.png", "c.png")])
 def test_one_sub_folder_or_loose_files_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     write_images(tmp_path, *names)
@@ -100,6 +110,7 @@ def test_the_form_of_labels() -> None:
         ("name,label\na,cat\n", "", DataError, "data row 1: the label 'cat' of 'a' is no integer"),
         ("name,label\na,1\na,2\n", "", DataError, "data row 2 names 'a' a second time"),
         ("name,label\na\n", "", DataError, "data row 1 has 1 columns, the label is in column 2"),
+        ("label,name\n1,a\n", ":name", ConfigError, "column 2 would hold both names and labels; name both"),
         ("name,label\na,1\n", ":nmae:label", ConfigError, "has no column 'nmae'; did you mean 'name'"),
         ("", "", DataError, "is empty"),
     ],

@@ -98,3 +98,18 @@ def test_damaged_bytes_are_a_data_error() -> None:
     for data in (b"", b"{", b'{"exampels": 1}'):
         with pytest.raises(DataError, match="no evaluation counts"):
             EvaluationCounts.from_bytes(data)
+
+
+def test_an_output_of_another_shape_is_an_error_of_all_of_it() -> None:
+    boxes = np.arange(8, dtype=np.float32).reshape(2, 4)
+    counts = compare([boxes], [boxes[:1]], None)
+    assert (counts.measured, counts.relative_error(), counts.classified) == (1, 1.0, 0)
+    scores = np.array([1.0, 3.0, 2.0], np.float32)
+    counts = compare([scores], [scores[:2]], 1)
+    assert (counts.classified, counts.agreement, counts.fp32_top1, counts.int8_top1, counts.only_fp32) == (
+        1,
+        0,
+        1,
+        0,
+        1,
+    )

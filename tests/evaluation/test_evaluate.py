@@ -96,5 +96,5 @@ def test_no_examples_or_too_many_bad_ones_fail() -> None:
 def test_examples_without_labels_are_compared_by_agreement() -> None:
     plain = dataclasses.replace(CONFIG, preprocess=dataclasses.replace(CONFIG.preprocess, label_key=""))
     run = evaluate(classifier(), classifier(), INPUTS, OUTPUTS, records(4, labels=False), plain)
-    assert run.counts == EvaluationCounts(examples=4, classified=4, agreement=4, measured=4, compared=4)
+    assert run.counts == EvaluationCounts(4, classified=4, agreement=4, classes=7, measured=4, compared=4)
     assert judge(run.counts, metric="agreement").blessed

@@ -47,6 +47,28 @@ def test_reasons_say_what_happened() -> None:
     assert "top1 stays at 80.00%" in judge(counts(800, 800)).reason
 
 
+@pytest.mark.parametrize(
+    ("right", "total", "classes", "metric", "doubted"),
+    [
+        (1, 100, 1000, "top1", True),  # P(1 or more of 100 at 1/1000) = 0.095
+        (2, 100, 1000, "top1", False),  # 0.005
+        (0, 8, 10, "top1", True),
+        (120, 1000, 10, "top1", False),  # 0.022
+        (110, 1000, 10, "top1", True),  # 0.16
+        (500, 1000, 10, "top5", True),
+        (530, 1000, 10, "top5", False),  # 0.031
+        (10, 10, 5, "top5", False),  # all of five classes are the best five
+        (0, 10, 1000, "agreement", False),
+        (800, 1000, 0, "top1", False),
+    ],
+)
+def test_an_accuracy_of_guessing_is_doubted(right: int, total: int, classes: int, metric: str, doubted: bool) -> None:
+    """The label's number, the scale or the order of channels is wrong then, and INT8 loses nothing where nothing is."""
+    result = judge(counts(right, right, total, classes=classes), metric=metric)
+    said = f"FP32 itself is right on {right} of {total}, no more than guessing among {classes} classes would be"
+    assert result.blessed and (said in result.reason) == doubted
+
+
 def test_outputs_that_are_no_numbers_are_never_blessed() -> None:
     for metric in METRICS:
         result = judge(counts(800, 800, nonfinite=1), metric=metric, max_drop=1.0)

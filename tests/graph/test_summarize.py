@@ -40,8 +40,10 @@ def test_summary() -> None:
     assert summary.state == ()
     assert summary.command == (
         "quantizer convert --input_graph 'dir/my graph.pb' --output_graph 'dir/my graph_int8.pb' --inputs x "
-        "--outputs best --calibration_data EXAMPLES"
+        "--outputs best --calibration_data EXAMPLES --preprocess KIND"
     )
+    command = summarize_graph(conv_graph(), "model/", "tensors").command
+    assert "--input_graph model --output_graph model_int8.pb --signature tensors --inputs x" in command
 
 
 def test_functions_and_variables_are_counted() -> None:
