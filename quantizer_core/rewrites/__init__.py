@@ -19,6 +19,7 @@ from quantizer_core.rewrites.localize_constants import localize_constants
 from quantizer_core.rewrites.mkl_fuse_pad_and_conv import mkl_fuse_pad_and_conv
 from quantizer_core.rewrites.nchw_to_nhwc import nchw_to_nhwc
 from quantizer_core.rewrites.remove_dropout import remove_dropout
+from quantizer_core.rewrites.remove_idle_reshapes import remove_idle_reshapes
 from quantizer_core.rewrites.remove_training_nodes import remove_training_nodes
 from quantizer_core.rewrites.replace_add_n import replace_add_n
 from quantizer_core.rewrites.split_matmul_of_concat import split_matmul_of_concat
@@ -39,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     fold_constants,
     localize_constants,
     remove_dropout,
+    remove_idle_reshapes,
     replace_add_n,
     nchw_to_nhwc,
     widen_depthwise,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import op_def_registry
 
-from quantizer_core.graph.graph import NodeDef
+from quantizer_core.graph.graph import Graph, NodeDef
 
 #: TensorFlow 1 control flow: these decide which nodes run, and in which loop iteration.
 CONTROL_FLOW_OPS = frozenset(
@@ -29,6 +29,13 @@ def is_pure(node: NodeDef) -> bool:
         and node.op not in _SOURCES
         and not any(attr.type in ("func", "list(func)") for attr in definition.attr)
     )
+
+
+def near_control_flow(graph: Graph, node: NodeDef) -> bool:
+    """Whether a node stands next to TensorFlow 1 control flow: its place decides which branch or loop it belongs to."""
+    if graph.producer(node, 0).op in CONTROL_FLOW_OPS:
+        return True
+    return any(edge.consumer.op in CONTROL_FLOW_OPS for edge in graph.consumers(node.name))
 
 
 def is_float32(node: NodeDef) -> bool:

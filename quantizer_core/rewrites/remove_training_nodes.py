@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantizer_core.graph.graph import IDENTITY_OPS, Graph, NodeDef, node_of
-from quantizer_core.rewrites.ops import CONTROL_FLOW_OPS, is_pure
+from quantizer_core.graph.graph import IDENTITY_OPS, Graph, node_of
+from quantizer_core.rewrites.ops import is_pure, near_control_flow
 
 _REMOVED = IDENTITY_OPS | {"CheckNumerics"}
 
@@ -22,7 +22,7 @@ def remove_training_nodes(graph: Graph, inputs: Sequence[str], outputs: Sequence
     changed = _drop_idle_waits(graph)
     kept = set(outputs)
     for node in graph:
-        if node.op not in _REMOVED or graph.control_inputs(node) or _near_control_flow(graph, node):
+        if node.op not in _REMOVED or graph.control_inputs(node) or near_control_flow(graph, node):
             continue
         if node.name in kept:
             if node.op != "Identity":
@@ -39,12 +39,6 @@ def remove_training_nodes(graph: Graph, inputs: Sequence[str], outputs: Sequence
             changed.append(node.name)
     graph.prune([*inputs, *outputs])
     return changed
-
-
-def _near_control_flow(graph: Graph, node: NodeDef) -> bool:
-    if graph.producer(node, 0).op in CONTROL_FLOW_OPS:
-        return True
-    return any(edge.consumer.op in CONTROL_FLOW_OPS for edge in graph.consumers(node.name))
 
 
 def _drop_idle_waits(graph: Graph) -> list[str]:

@@ -225,6 +225,80 @@ def test_dropout_that_drops_stays() -> None:
     assert "RandomUniform" in ops_of(result)
 
 
+# --- remove_idle_reshapes -----------------------------------------------------------------------------------------
+
+
+def layer_and_reshape(shape: object, batch: int | None = None, name: str = "reshape") -> tf.Tensor:
+    """A convolution with bias, [batch, 4, 4, 2], and a reshape of it; ``shape`` may be a function of it."""
+    x = v1.placeholder(tf.float32, [batch, 4, 4, 3], "x")
+    conv = tf.nn.conv2d(x, tf.ones([3, 3, 3, 2]), 1, "SAME", name="conv")
+    biased = tf.nn.bias_add(conv, [1.0, -9.0], name="biased")
+    return tf.reshape(biased, shape(conv) if callable(shape) else shape, name=name)
+
+
+def images(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(batch, 4, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [
+        ([2, 4, 4, 2], 2),
+        ([-1, 4, 4, 2], None),
+        ([2, 4, -1, 2], 2),
+        (tf.shape, None),
+    ],
+)
+def test_a_reshape_to_the_shape_that_is_there_goes(shape: object, batch: int | None) -> None:
+    sample = sample_of(
+        lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)}
+    )  # fmt: skip
+    result = rewritten(sample)
+    assert "Reshape" not in ops_of(result)
+    assert node_named(result, "out").input[:] == ["biased"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [
+        ([2, 2, 8, 2], 2),  # another shape of as many values
+        ([2, 4, 4, 2], None),  # says what the batch has to be
+        ([-1, 8, 2, 2], None),
+        ([-1, 32], None),
+        (lambda conv: tf.shape(tf.reshape(conv, [-1, 8, 2, 2])), None),
+    ],
+)
+def test_a_reshape_that_does_or_checks_something_stays(shape: object, batch: int | None) -> None:
+    sample = sample_of(
+        lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)}
+    )  # fmt: skip
+    assert "Reshape" in ops_of(rewritten(sample))
+
+
+def test_a_reshape_that_is_an_output_or_waits_stays() -> None:
+    sample = sample_of(
+        lambda: tf.nn.relu(layer_and_reshape([-1, 4, 4, 2]), name="out"), ["reshape", "out"], {"x": images(2)}
+    )
+    assert "reshape" in names_of(rewritten(sample))
+
+    def waiting() -> None:
+        layer = layer_and_reshape([-1, 4, 4, 2], name="idle")
+        with tf.control_dependencies([tf.debugging.assert_less(v1.placeholder(tf.float32, [], "level"), 9.0)]):
+            tf.nn.relu(tf.reshape(layer, [-1, 4, 4, 2], name="reshape"), name="out")
+
+    sample = sample_of(waiting, ["out"], {"x": images(2), "level": np.float32(1)})
+    names = names_of(rewritten(sample))
+    assert "reshape" in names and "idle" not in names
+
+
+def test_a_reshape_behind_a_matrix_product_goes() -> None:
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None, 3], "x")
+        tf.nn.relu(tf.reshape(tf.matmul(x, tf.ones([3, 2])), [-1, 2], name="reshape"), name="out")
+
+    assert "reshape" not in names_of(rewritten(sample_of(build, ["out"], {"x": X})))
+
+
 # --- replace_add_n ------------------------------------------------------------------------------------------------
 
 
