@@ -5,10 +5,12 @@ The answer depends on the graph and the config alone, so that every worker makes
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
@@ -19,10 +21,12 @@ from quantizer_core.graph.infer import tensor_info
 from quantizer_core.graph.names import canonical, node_of
 from quantizer_core.preprocessing.image import image_layout
 from quantizer_core.runtime import PROBE_BATCH, batch_limit
-from quantizer_core.types import TensorSpec
+from quantizer_core.types import PreparedGraph, TensorSpec
 
 # Ops whose result is their first input's memory.
 _VIEWS = frozenset({"Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot", "PreventGradient"})
+#: Of fewer, weights could not be chosen well.
+FEWEST_EXAMPLES = 4
 _UNSIZED = frozenset({"string", "resource", "variant"})
 
 
@@ -51,6 +55,25 @@ def batch_size_within(
         return 1  # images of any size do not stack
     needed = held + bytes_per_example(graph_def, inputs, outputs, config.preprocess)
     return max(1, min(config.batch_size, config.max_batch_bytes // max(1, needed)))
+
+
+def examples_within(prepared: PreparedGraph, examples: Sequence[Mapping[str, np.ndarray]], limit: int) -> int:
+    """Returns how many examples can be alive at a time within about ``limit`` bytes; ``FEWEST_EXAMPLES`` at least.
+
+    Args:
+      prepared: the graph that they are put through, node after node.
+      examples: input name → array without batch dimension; the first tells the sizes.
+      limit: bytes.
+    """
+    if not examples:
+        return 0
+    shapes = {name: np.shape(value) for name, value in examples[0].items()}
+    inputs = [
+        dataclasses.replace(spec, shape=(-1, *shapes[spec.name])) if spec.has_batch else spec
+        for spec in prepared.inputs
+    ]
+    needed = bytes_per_example(prepared.graph_def, inputs, [*prepared.outputs])
+    return max(min(FEWEST_EXAMPLES, len(examples)), min(len(examples), limit // max(1, needed)))
 
 
 def bytes_per_example(

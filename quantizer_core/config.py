@@ -21,6 +21,7 @@ RESIZES = ("stretch", "crop", "none")
 #: Type of a field, as it is written there → the types that its value may have, and how they are called.
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
+    "int": ((int,), "an integer"),
     "float": ((float, int), "a number"),
     "str": ((str,), "a string"),
     "tuple[str, ...]": ((list, tuple), "a list of names"),
@@ -40,7 +41,11 @@ def _check_types(instance: Any) -> None:
 
 def _tuples(instance: object, *names: str) -> None:
     for name in names:
-        object.__setattr__(instance, name, tuple(getattr(instance, name)))
+        values = tuple(getattr(instance, name))
+        for value in values:
+            if name != "image_size" and not isinstance(value, str):
+                raise ConfigError(f"{name} must be a list of names, and {value!r} is none")
+        object.__setattr__(instance, name, values)
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -144,7 +149,8 @@ class QuantizationConfig:
         the most); 0 rounds to nearest and corrects biases by the channel means that calibration gathers anyway.
       batch_size: examples per step in calibration and evaluation (1 where the graph fixes its batch at 1).
       max_batch_bytes: a batch that would take more memory than this is made smaller; what an example takes is estimated
-        from the graph's shapes, so that all workers come to the same size (see ``quantizer_core.batch_memory``).
+        from the graph's shapes, so that all workers come to the same size (see ``quantizer_core.batch_memory``). Of
+        ``refine_examples``, which are alive together, no more are taken than it holds, but four.
       max_bad_fraction: largest share of unreadable examples, in [0, 1], that calibration and evaluation accept.
       preprocess: how an example becomes the graph's inputs.
     """

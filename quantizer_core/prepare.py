@@ -50,7 +50,7 @@ def prepare(graph_def: graph_pb2.GraphDef, config: QuantizationConfig) -> Prepar
         raise GraphError("the graph has no node that no one reads; name its outputs")
     check_frozen(graph_def, inputs, outputs)
     specs = input_specs(graph_def, inputs)
-    rewritten, reports = apply_rewrites(graph_def, inputs, outputs)
+    rewritten, reports = apply_rewrites(graph_def, inputs, outputs, config.excluded_ops)
     for node in rewritten.node:
         add_default_attrs(node)
     observed = observed_tensors(Graph(rewritten, copy=False), tuple(outputs), config)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from tensorflow.core.framework import graph_pb2
 
+from quantizer_core.batch_memory import examples_within
 from quantizer_core.calibration.run import calibrate
 from quantizer_core.calibration.statistics import CalibrationStatistics
 from quantizer_core.config import QuantizationConfig
@@ -63,6 +64,7 @@ def convert(
       DataError: if the statistics are not those of this graph.
     """
     examples = _decode(sample[: config.refine_examples], prepared, config)
+    examples = examples[: examples_within(prepared, examples, config.max_batch_bytes)]
     given, seen = prepared, statistics
     prepared, statistics, plan = plan_finely(given, seen, config)
     if config.mixed_precision and examples:

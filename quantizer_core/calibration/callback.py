@@ -188,7 +188,7 @@ def _statistics(record: Record) -> TensorStatistics:
     Where a value is not finite, or a tensor empty, only that is told: there is one error of it in the end.
     """
     (minima, maxima), keys, counts, *channels = record.arrays
-    empty = np.isposinf(minima) & np.isneginf(maxima)
+    empty = minima > maxima  # a tensor without negative values starts from 0
     nan = np.isnan(minima) | np.isnan(maxima)
     positive, negative = np.isposinf(maxima) & ~nan & ~empty, np.isneginf(minima) & ~nan & ~empty
     finite = ~(empty | nan | positive | negative)

@@ -130,9 +130,20 @@ class TensorStatistics:
             extreme_sums=self.extreme_sums + other.extreme_sums,
             keys=keys,
             counts=counts,
-            channel_sums=_join_channels(self.channel_sums, other.channel_sums, np.add),
-            channel_extremes=_join_channels(self.channel_extremes, other.channel_extremes, join_extremes),
+            channel_sums=self._joined(other, "channel_sums", np.add),
+            channel_extremes=self._joined(other, "channel_extremes", join_extremes),
         )
+
+    def _joined(
+        self, other: TensorStatistics, field: str, join: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> np.ndarray | None:
+        """Joins what both know by channel; one that was empty in every example knows nothing of its channels."""
+        one, two = getattr(self, field), getattr(other, field)
+        if one is None and not self.finite:
+            return two
+        if two is None and not other.finite:
+            return one
+        return _join_channels(one, two, join)
 
     def to_bytes(self) -> bytes:
         """Returns a canonical form: equal statistics give equal bytes, on every machine."""

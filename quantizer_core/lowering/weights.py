@@ -8,6 +8,8 @@ import numpy as np
 
 #: The largest sum of two neighbouring codes of one sign whose products with 255 fit 16 bits: 128 · 255 < 2¹⁵.
 PAIR = 128
+#: Weights with steps below this count as zeros: a bias over one of them would be infinite.
+LEAST_STEP = np.float32(1e-30)
 #: Limits that clipping tries, over the largest magnitude.
 CLIPPED = tuple(np.linspace(0.98, 0.4, 30).round(3))
 
@@ -104,7 +106,7 @@ def grid(
     weights: np.ndarray, *, depthwise: bool = False, per_channel: bool = True, bits: int = 8, even: bool = False,
     clipping: str = "none",
 ) -> Grid:  # fmt: skip
-    """Returns the finest grid, symmetric around zero, that holds a filter.
+    """Returns the finest grid, symmetric around zero, that holds a filter; of weights that are next to nothing, none.
 
     Args:
       weights: float32, [h, w, in, out], [h, w, in, multiplier] (depthwise) or [in, out].
@@ -127,7 +129,9 @@ def grid(
     if paired:
         least = np.maximum(least, _neighbour_maxima(weights) / np.float32(PAIR))
     steps = least if per_channel else np.max(least)
-    best = Grid(np.where(steps > 0, steps, np.float32(1 / top)).astype(np.float32), top, paired, narrow and even)
+    best = Grid(
+        np.where(steps > LEAST_STEP, steps, np.float32(1 / top)).astype(np.float32), top, paired, narrow and even
+    )
     if clipping == "none":
         return best
     whole, step, error = best.step, best.step, _squared_errors(weights, best, depthwise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from quantizer_core.planning.plan import SLOWER, NodePlan, QuantizationPlan, Ten
 from quantizer_core.planning.signs import Signs
 from quantizer_core.planning.structure import Bans, Step, Structure, joined
 from quantizer_core.planning.work import image_size, work_of
+from quantizer_core.rewrites.ops import is_float32
 from quantizer_core.runtime import batch_limit, has_vnni
 from quantizer_core.types import ObservedTensor, PreparedGraph, Range
 
@@ -45,9 +47,13 @@ SMALLEST_LIMIT = 1e-6
 def excluded_names(graph: Graph, config: QuantizationConfig) -> frozenset[str]:
     """Returns the names of the nodes that the configuration keeps FP32."""
     by_op = {node.name for node in graph if node.op in config.excluded_ops}
-    # A rewrite that has to leave an output's name to another node adds a word to it.
-    renamed = [f"{name}/{word}" for name in config.excluded_nodes for word in ("linear", "nhwc")]
-    return frozenset(by_op.union(config.excluded_nodes, (name for name in renamed if name in graph)))
+    # A rewrite that has to leave a node's name to another adds a word to it; one that splits it, numbers the parts.
+    found = by_op.union(config.excluded_nodes)
+    for name in config.excluded_nodes:
+        found.update(other for word in ("linear", "nhwc") if (other := f"{name}/{word}") in graph)
+        parts = (f"{name}/part_{index}" for index in itertools.count())
+        found.update(itertools.takewhile(graph.__contains__, parts))
+    return frozenset(found)
 
 
 def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: QuantizationConfig) -> tuple[ObservedTensor, ...]:
@@ -65,9 +71,9 @@ def observed_tensors(graph: Graph, outputs: tuple[str, ...], config: Quantizatio
             watch(group.output, -1 if _floats_read(graph, group.output) else None)
             if group.residual is not None:
                 watch(group.residual.relu)
-        elif node.name in matcher.excluded:
+        elif node.name in matcher.excluded or not is_float32(node):
             continue
-        elif node.op in passive.CONCAT_OPS and node.attr["T"].type == 1 and _codes_wanted(graph, node):
+        elif node.op in passive.CONCAT_OPS and _codes_wanted(graph, node):
             for tensor in passive.sources(graph, node):
                 watch(tensor)
         elif node.op == "AvgPool":
@@ -87,7 +93,8 @@ def _codes_wanted(graph: Graph, node: NodeDef) -> bool:
         for edge in graph.consumers(stack.pop().name):
             if edge.consumer.op in ANCHOR_OPS | ADD_OPS | passive.POOL_OPS:
                 return True
-            if edge.consumer.op in passive.PASSIVE_OPS and edge.consumer.name not in seen:
+            # A depthwise convolution may take a PadV2 over.
+            if edge.consumer.op in passive.PASSIVE_OPS | {"PadV2"} and edge.consumer.name not in seen:
                 seen.add(edge.consumer.name)
                 stack.append(edge.consumer)
     return False
@@ -141,6 +148,7 @@ class _Planner:
         self.groups, self.refused = find_groups(self.graph, self.matcher)
         self._refuse({name: reason for name, reason in kept.items() if name in self.groups})
         self._refuse_unseen()
+        self._refuse_grouped()
         self.order = ordered(self.graph, self.groups)
         self.shapes = lazy_shapes(lambda: self.graph.part(self._operands()))
         vnni = has_vnni()
@@ -195,6 +203,15 @@ class _Planner:
             if group.anchor in self.matcher.sporadic and not self._statistics(group.source).finite
         ]
         self._refuse(dict.fromkeys(unseen, "no calibration example reached it"))
+
+    def _refuse_grouped(self) -> None:
+        """Leaves convolutions alone whose filters read a part of the channels each: the INT8 kernels read all."""
+        grouped = []
+        for group in self.groups.values():
+            channels = self._statistics(group.source).channel_sums if group.op == "Conv2D" else None
+            if channels is not None and (self.graph.constant_shape(group.filter) or ())[2:3] != channels.shape[1:]:
+                grouped.append(group.anchor)
+        self._refuse(dict.fromkeys(grouped, "a grouped convolution: the INT8 kernel reads all channels"))
 
     def _refuse_slow(self, structure: Structure) -> bool:
         """Leaves kernels alone that have little to do for what they cost; tells whether there are any.

@@ -38,6 +38,8 @@ def refine(
 ) -> dict[str, LayerParameters]:
     """Returns weights and bias of every kernel of a plan, by node name, but for those in loops and branches.
 
+    Kernels of which the sample shows nothing, as what they read is empty in all its examples, are left out too.
+
     Args:
       prepared: the FP32 graph.
       plan: its plan.
@@ -55,6 +57,10 @@ def refine(
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)
         sources = simulation.source(node)
+        if not any(values.size for values in sources):  # a later stage that none of the sample's examples reaches
+            simulation.compute(node, filters)
+            simulation.finish(node, np.zeros(filters.shape[-1], np.float32))
+            continue
         weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, scales, config)
         means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
         bias = bias_of(graph, node, filters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from quantizer_core.graph.graph import Graph, GraphDef, node_of
 from quantizer_core.rewrites.fold_batch_norms import fold_batch_norms
@@ -18,6 +18,7 @@ from quantizer_core.rewrites.fuse_column_wise_mul import fuse_column_wise_mul
 from quantizer_core.rewrites.localize_constants import localize_constants
 from quantizer_core.rewrites.mkl_fuse_pad_and_conv import mkl_fuse_pad_and_conv
 from quantizer_core.rewrites.nchw_to_nhwc import nchw_to_nhwc
+from quantizer_core.rewrites.pad_before_depthwise import pad_before_depthwise
 from quantizer_core.rewrites.remove_dropout import remove_dropout
 from quantizer_core.rewrites.remove_idle_reshapes import remove_idle_reshapes
 from quantizer_core.rewrites.remove_training_nodes import remove_training_nodes
@@ -44,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     replace_add_n,
     nchw_to_nhwc,
     widen_depthwise,
+    pad_before_depthwise,
     fold_space_to_batch,
     fold_batch_norms,
     fold_subdivmul_batch_norms,
@@ -55,11 +57,14 @@ RULES: tuple[Rule, ...] = (
     split_matmul_of_concat,
 )
 
+#: Rules that write an op as another one under its old name → the op: one that is to stay FP32 stays what it is.
+_WRITTEN_AS_ANOTHER: dict[Rule, str] = {replace_add_n: "AddN", widen_depthwise: "DepthwiseConv2dNative"}
+
 _LOG = logging.getLogger(__name__)
 
 
 def apply_rewrites(
-    graph_def: GraphDef, inputs: Sequence[str], outputs: Sequence[str]
+    graph_def: GraphDef, inputs: Sequence[str], outputs: Sequence[str], excluded_ops: Collection[str] = ()
 ) -> tuple[GraphDef, tuple[RewriteReport, ...]]:
     """Returns an equal graph (up to float rounding) to which no rule applies any more, and what each rule did.
 
@@ -67,6 +72,7 @@ def apply_rewrites(
       graph_def: a frozen graph; it is not changed.
       inputs: names of the nodes that are fed; any op. They are placeholders in the result, needed or not.
       outputs: names of the nodes that are read; they keep their names and values.
+      excluded_ops: op types that stay FP32, which no rule writes as another that need not.
 
     Raises:
       UnknownNodeError: if the graph holds no node of a given name.
@@ -76,10 +82,11 @@ def apply_rewrites(
     read = [node_of(name) for name in outputs]
     graph = Graph(graph_def)
     position = {node.name: index for index, node in enumerate(graph_def.node)}
+    rules = [rule for rule in RULES if _WRITTEN_AS_ANOTHER.get(rule, "") not in excluded_ops]
     changed: dict[str, dict[str, None]] = {rule.__name__: {} for rule in RULES}
     idle = 0  # rules that found nothing to do since the graph was last changed: one may uncover work for an earlier one
-    for rule in itertools.cycle(RULES):
-        if idle == len(RULES):
+    for rule in itertools.cycle(rules):
+        if idle == len(rules):
             break
         names = rule(graph, fed, read)
         changed[rule.__name__].update(dict.fromkeys(names))

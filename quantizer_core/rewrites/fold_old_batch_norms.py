@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from quantizer_core.graph.attrs import attr_ints, attr_string
+from quantizer_core.graph.attrs import attr_ints, attr_string, make_const
 from quantizer_core.graph.graph import Graph, NodeDef, node_of, port_of, set_attr
 from quantizer_core.graph.infer import lazy_shapes
 from quantizer_core.rewrites.affine import Layout, Step, compose, may_broadcast, read_step
@@ -98,7 +98,7 @@ def _fold(graph: Graph, readers: Sequence[Linear], steps: Sequence[Step], output
     if not all(np.isfinite(values).all() for values in (*scaled, *(bias.astype(np.float32) for bias in biases))):
         return False
     source = steps[0].source
-    shifted = _left_over(graph, steps[-1].node, source, left, layout) if any(keeps_shift) else source
+    shifted = _left_over(graph, steps[-1].node, source, left, readers[0]) if any(keeps_shift) else source
     for reader, keeps, values, bias in zip(readers, keeps_shift, scaled, biases, strict=True):
         set_filter(graph, reader, values, outputs)
         graph.set_input(reader.node, 0, shifted if keeps else source)
@@ -117,12 +117,15 @@ def _pads(linear: Linear) -> bool:
     return linear.shape[:2] != (1, 1)
 
 
-def _left_over(graph: Graph, last: NodeDef, source: str, values: np.ndarray, layout: Layout) -> str:
+def _left_over(graph: Graph, last: NodeDef, source: str, values: np.ndarray, reader: Linear) -> str:
     if np.all(values == values[0]):
         values = values[0]  # TensorFlow adds one number thirty times as fast as three to the channels of an image
     else:
-        values = values.reshape(-1, *[1] * (-1 - layout.axis))
-    const = graph.add_const(f"{last.name}/shift", values)
-    added = NodeDef(op="AddV2", name=graph.unique_name(f"{last.name}/shifted"), input=[source, const])
+        values = values.reshape(-1, *[1] * (-1 - reader.input.axis))
+    const = make_const(graph.unique_name(f"{last.name}/shift"), values)
+    # Inside a TensorFlow 1 loop or branch a constant belongs there by what it waits for: follow the filter.
+    const.input.extend(graph.control_inputs(graph.producer(reader.node, 1)))
+    inputs = [source, graph.add(const)]
+    added = NodeDef(op="AddV2", name=graph.unique_name(f"{last.name}/shifted"), input=inputs)
     set_attr(added, "T", last.attr["T"])
     return graph.add(added)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantizer_core.graph.attrs import attr_ints, attr_string, make_const
+from quantizer_core.graph.attrs import attr_ints, attr_string
 from quantizer_core.graph.graph import Graph, NodeDef, set_attr
 from quantizer_core.rewrites.ops import is_float32
+from quantizer_core.rewrites.pad_before_depthwise import add_pad
 
 _BETWEEN = frozenset({"BiasAdd", "Relu", "Relu6"})
 
@@ -38,7 +39,7 @@ def fold_space_to_batch(graph: Graph, inputs: Sequence[str], outputs: Sequence[s
             set_attr(conv, "padding", "EXPLICIT")
             set_attr(conv, "explicit_paddings", [int(width) for width in pads.reshape(-1)])
         elif pads.any():
-            source = _pad(graph, conv, space, pads)
+            source = add_pad(graph, conv, source, pads, space.input[1])
         graph.set_input(conv, 0, source)
         set_attr(conv, "dilations", [1, int(block[0]), int(block[1]), 1])
         _remove(graph, node, outputs)
@@ -75,16 +76,6 @@ def _pads(graph: Graph, node: NodeDef, conv: NodeDef) -> np.ndarray | None:
     if block.shape != (2,) or not np.array_equal(block, same) or np.any(paddings < crops):
         return None
     return np.concatenate([np.zeros((1, 2), np.int32), paddings - crops, np.zeros((1, 2), np.int32)])
-
-
-def _pad(graph: Graph, conv: NodeDef, space: NodeDef, pads: np.ndarray) -> str:
-    widths = make_const(graph.unique_name(f"{conv.name}/paddings"), pads.astype(np.int32))
-    widths.input.extend(graph.control_inputs(graph.producer(space, 1)))
-    pad = NodeDef(op="Pad", name=graph.unique_name(f"{conv.name}/pad"), device=conv.device)
-    pad.input.extend([space.input[0], graph.add(widths)])
-    pad.attr["T"].CopyFrom(conv.attr["T"])
-    set_attr(pad, "Tpaddings", graph.node(pad.input[1]).attr["dtype"])
-    return graph.add(pad)
 
 
 def _remove(graph: Graph, node: NodeDef, outputs: Sequence[str]) -> None:

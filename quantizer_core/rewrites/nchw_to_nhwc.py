@@ -14,7 +14,7 @@ from quantizer_core.rewrites.ops import flag, is_float32
 
 _ANCHORS = frozenset({"Conv2D", "DepthwiseConv2dNative"})
 _BATCH_NORMS = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
-_FORMATTED = _ANCHORS | _BATCH_NORMS | {"BiasAdd", "MaxPool", "AvgPool"}
+_FORMATTED = _ANCHORS | _BATCH_NORMS | {"MaxPool", "AvgPool"}
 _UNARY = frozenset(
     {
         "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp", "Log", "Abs",
@@ -30,10 +30,11 @@ _MARK = "/to_nchw"
 
 
 def nchw_to_nhwc(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    """Computes convolutions, pools, biases and batch norms of data_format NCHW in NHWC, between two Transposes.
+    """Computes convolutions, pools and batch norms of data_format NCHW in NHWC, between two Transposes.
 
-    The Transposes back are moved behind elementwise ops, pads, concatenations and reductions until they meet the next
-    one forth and both disappear; what is left stands where the order of values matters (a flattening, an output).
+    The Transposes back are moved behind biases, elementwise ops, pads, concatenations and reductions until they meet
+    the next one forth and both disappear; what is left stands where the order of values matters (a flattening, an
+    output).
     A graph without such a convolution, and nodes inside while loops, are left alone.
 
     Returns:
@@ -61,8 +62,6 @@ def nchw_to_nhwc(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 def _is_channels_first(graph: Graph, node: NodeDef) -> bool:
     if node.op not in _FORMATTED or attr_string(node, "data_format") != "NCHW":
-        return False
-    if node.op == "BiasAdd" and graph.constant_shape(node.input[1]) is None:
         return False
     if node.op in _BATCH_NORMS and flag(node, "is_training", True):
         return False
@@ -122,6 +121,11 @@ def _sink(graph: Graph, node: NodeDef, outputs: Sequence[str]) -> bool:
         return False
     if node.op in _UNARY:
         graph.set_input(node, 0, sources[0])
+    elif node.op == "BiasAdd":  # of any rank, elsewhere
+        if attr_string(node, "data_format") != "NCHW" or not sources[0]:
+            return False
+        set_attr(node, "data_format", "NHWC")
+        graph.set_input(node, 0, sources[0])
     elif node.op in _NARY:
         moved = [source or _permuted_constant(graph, node, t) for source, t in zip(sources, data, strict=True)]
         if not all(moved):
@@ -137,6 +141,7 @@ def _sink(graph: Graph, node: NodeDef, outputs: Sequence[str]) -> bool:
         for index, source in enumerate(sources[:-1]):
             graph.set_input(node, index, source)
         place = _TO_NHWC.index(int(axis) % 4)
+        node.attr["Tidx"].type = types_pb2.DT_INT32
         graph.set_input(node, len(data) - 1, _const(graph, f"{node.name}/axis_nhwc", np.array(place, np.int32)))
     elif node.op in _REDUCTIONS or node.op == "Squeeze":
         return _sink_reduction(graph, node, sources[0], outputs)

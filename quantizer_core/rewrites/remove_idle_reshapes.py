@@ -26,7 +26,7 @@ def remove_idle_reshapes(graph: Graph, inputs: Sequence[str], outputs: Sequence[
       The names of the nodes removed.
     """
     kept = set(outputs)
-    found = []
+    found: list[tuple[NodeDef, list[int] | None]] = []
     for node in graph:
         if node.op != "Reshape" or node.name in kept or near_control_flow(graph, node):
             continue

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantizer_core.calibration.callback import _statistics as tensor_statistics
 from quantizer_core.calibration.callback import calibrate_by_callback, sampled_config
 from quantizer_core.calibration.instrument import instrument
+from quantizer_core.calibration.log import Record
 from quantizer_core.calibration.run import calibrate
 from quantizer_core.config import PreprocessConfig, QuantizationConfig
 from quantizer_core.data import tensor_example
@@ -107,3 +109,11 @@ def test_no_graph_is_left_behind(prepared: PreparedGraph, log: Path, tmp_path: P
     lines: list[str] = []
     calibrate_by_callback(prepared, f"bash -c \"cat '{log}'; ls {{}}\"", CONFIG, on_line=lines.append)
     assert lines[-1].endswith(".pb") and not Path(lines[-1]).parent.exists()
+
+
+def test_an_empty_tensor_is_no_finite_one_though_it_has_no_negative_values() -> None:
+    """Its minimum is 0 by proof, its maximum that of nothing."""
+    minima, maxima = np.zeros(2, np.float32), np.full(2, -np.inf, np.float32)
+    nothing = np.zeros(0, np.int32)
+    found = tensor_statistics(Record("relu", 2, (np.stack([minima, maxima]), nothing, nothing)))
+    assert (found.examples, found.finite, found.nan, found.negative_infinite) == (2, 0, 0, 0)

@@ -123,7 +123,15 @@ def test_different_channels_cannot_be_merged() -> None:
     with pytest.raises(DataError, match="2 and 3 channels"):
         of_example([1.0]).merge(other)
     with pytest.raises(DataError, match="none and 2 channels"):
-        TensorStatistics(examples=1).merge(of_example([1.0]))
+        TensorStatistics(examples=1, finite=1).merge(of_example([1.0]))
+
+
+def test_a_tensor_that_was_always_empty_knows_of_no_channels() -> None:
+    """As behind a boolean_mask in a loop, of which one worker's examples keep no row."""
+    empty, some = TensorStatistics(examples=2), of_example([1.0])
+    for joined in (empty.merge(some), some.merge(empty)):
+        assert (joined.examples, joined.finite) == (3, 1)
+        np.testing.assert_array_equal(joined.channel_sums, some.channel_sums)
 
 
 @pytest.mark.parametrize(
