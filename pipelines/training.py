@@ -21,9 +21,7 @@ def read_sorted(patterns: Sequence[str]) -> list[bytes]:
     return sorted(tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator())
 
 
-def train(
-    build_model: Callable[[], keras.Model], inputs: np.ndarray, labels: np.ndarray, steps: int
-) -> keras.Model:  # fmt: skip
+def train(build_model: Callable[[], keras.Model], inputs: np.ndarray, labels: np.ndarray, steps: int) -> keras.Model:
     """Returns a classifier, whose outputs are logits, trained for ``steps`` steps of 32 examples.
 
     Args:

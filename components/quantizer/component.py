@@ -111,9 +111,8 @@ class Quantizer(base_beam_component.BaseBeamComponent):
             "module_fingerprint": module_fingerprint,
             "core_version": core_version,
         }
-        checked = Parameters.from_exec_properties(
-            given
-        )  # complains when the pipeline is written, not hours into its run
+        # Complains when the pipeline is written, not hours into its run.
+        checked = Parameters.from_exec_properties(given)
         numbers = ("num_calibration_examples", "num_evaluation_examples", "max_drop")
         parameters = {**given, **{name: getattr(checked, name) for name in numbers}}
         super().__init__(

@@ -250,9 +250,7 @@ def images(batch: int) -> np.ndarray:
     ],
 )
 def test_a_reshape_to_the_shape_that_is_there_goes(shape: object, batch: int | None) -> None:
-    sample = sample_of(
-        lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)}
-    )  # fmt: skip
+    sample = sample_of(lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)})
     result = rewritten(sample)
     assert "Reshape" not in ops_of(result)
     assert node_named(result, "out").input[:] == ["biased"]
@@ -269,9 +267,7 @@ def test_a_reshape_to_the_shape_that_is_there_goes(shape: object, batch: int | N
     ],
 )
 def test_a_reshape_that_does_or_checks_something_stays(shape: object, batch: int | None) -> None:
-    sample = sample_of(
-        lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)}
-    )  # fmt: skip
+    sample = sample_of(lambda: tf.nn.relu(layer_and_reshape(shape, batch), name="out"), ["out"], {"x": images(2)})
     assert "Reshape" in ops_of(rewritten(sample))
 
 
