@@ -62,6 +62,7 @@ def convert(
 
     Raises:
       DataError: if the statistics are not those of this graph.
+      GraphError: naming a node that cannot be computed on an example of the sample in INT8.
     """
     examples = _decode(sample[: config.refine_examples], prepared, config)
     examples = examples[: examples_within(prepared, examples, config.max_batch_bytes)]

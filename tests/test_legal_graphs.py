@@ -10,9 +10,11 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.batch_memory import FEWEST_EXAMPLES, examples_within
+from quantizer_core.calibration.run import calibrate
 from quantizer_core.data import tensor_example
+from quantizer_core.errors import GraphError
 from quantizer_core.prepare import prepare
-from quantizer_core.quantize import Conversion, quantize
+from quantizer_core.quantize import Conversion, convert, quantize
 from quantizer_core.rewrites import apply_rewrites
 from quantizer_core.runtime import GraphSession
 from tests.helpers.nets import Net, everything, ops, relative_error
@@ -188,10 +190,13 @@ def test_a_concatenation_padded_with_a_given_zero_before_a_depthwise_convolution
     assert converted(define).plan.counts()["DepthwiseConv2dNative"] == (1, 1)
 
 
-def test_a_stage_that_no_example_of_the_sample_reaches() -> None:
+@pytest.mark.parametrize("layer", ["dense", "depthwise"])
+def test_a_stage_that_no_example_of_the_sample_reaches(layer: str) -> None:
     def define(net: Net, x: tf.Tensor) -> tf.Tensor:
         x = net.dense(x, 8, relu="relu")
         rare = tf.boolean_mask(x, tf.reduce_sum(x, 1) > 1e9, name="rare")
+        if layer == "depthwise":
+            rare = tf.reshape(net.depthwise(tf.reshape(rare, [-1, 1, 2, 4]), relu="relu"), [-1, 8])
         return tf.concat([tf.identity(x[:, :4]), net.dense(rare, 4)], 0)
 
     # The rows are of an example of the calibration, which the sample leaves out; without any it could not be planned.
@@ -199,12 +204,13 @@ def test_a_stage_that_no_example_of_the_sample_reaches() -> None:
     config = everything(inputs=("x",), outputs=("out",), batch_size=1, refine_examples=4)
     data = np.random.default_rng(1).normal(size=(24, 8)).astype(np.float32)
     records = [tensor_example({"x": row}) for row in data]
-    from quantizer_core.calibration.run import calibrate
-    from quantizer_core.quantize import convert
-
     prepared = prepare(graph_def, config)
     run = calibrate(prepared, [*records, tensor_example({"x": data[0] * np.float32(1e12)})], config)
     sample = [record for record in run.sample if record in records[:8]]
+    if layer == "depthwise":
+        with pytest.raises(GraphError, match=r"node 'depthwise' cannot run in INT8 on every example: .*excluded_nodes"):
+            convert(prepared, run.statistics, config, sample)
+        config = everything(**vars(config) | {"excluded_nodes": ("depthwise", "MatMul_1")})
     for rounding in ("second_order", "nearest"):
         conversion = convert(prepared, run.statistics, everything(**vars(config) | {"rounding": rounding}), sample)
         with GraphSession(conversion.graph_def, prepared.inputs, ["out"]) as session:

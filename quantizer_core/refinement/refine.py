@@ -46,6 +46,9 @@ def refine(
       examples: the sample: input name → array without batch dimension; not empty.
       config: ``rounding`` and ``bias_correction`` say what is chosen on the sample.
       on_kernel: called with the number of kernels done, and of all.
+
+    Raises:
+      GraphError: naming a node that cannot be computed on an example.
     """
     graph = prepared.graph
     simulation = Simulation(prepared, plan, examples)
@@ -59,7 +62,7 @@ def refine(
         sources = simulation.source(node)
         if not any(values.size for values in sources):  # a later stage that none of the sample's examples reaches
             simulation.compute(node, filters)
-            simulation.finish(node, np.zeros(filters.shape[-1], np.float32))
+            simulation.finish(node, bias_of(graph, node, filters).astype(np.float32))
             continue
         weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, scales, config)
         means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, node_of
 from quantizer_core.graph.names import with_port
@@ -146,7 +147,13 @@ class Simulation:
                 results.append(fed[fetch])
                 continue
             step = step or compiled(self._session, list(fed), [fetch])
-            results += step(*fed.values())
+            try:
+                results += step(*fed.values())
+            except tf.errors.InvalidArgumentError as error:  # most likely it gets no rows, which few kernels bear
+                raise GraphError(
+                    f"node {node.name!r} cannot run in INT8 on every example: {error.message.splitlines()[0]}; keep it "
+                    "FP32 by excluded_nodes"
+                ) from None
         return results
 
     def close(self) -> None:
