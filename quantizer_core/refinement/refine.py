@@ -149,7 +149,7 @@ def _fp32_means(prepared: PreparedGraph, simulation: Simulation) -> dict[str, np
         for feeds in simulation.feeds:
             found = [np.asarray(value, np.float64) for value in session.run(feeds)]
             totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
-    return {node.name: totals[2 * i] / totals[2 * i + 1] for i, node in enumerate(steps)}
+    return {node.name: totals[2 * i] / np.maximum(totals[2 * i + 1], 1) for i, node in enumerate(steps)}
 
 
 def _before_relu(prepared: PreparedGraph, node: NodePlan) -> str:

@@ -183,5 +183,5 @@ def _computed(node: tf.NodeDef, inputs: Sequence[np.ndarray], filters: np.ndarra
 
 
 def mean_over_positions(batches: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean over all axes but the last, float64 [channels]."""
-    return np.asarray(sum(map(column_sums, batches)) / sum(batch[..., 0].size for batch in batches))
+    """Returns the mean over all axes but the last, float64 [channels]; 0 of nothing."""
+    return np.asarray(sum(map(column_sums, batches)) / max(sum(batch[..., 0].size for batch in batches), 1))
