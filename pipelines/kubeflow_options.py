@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from quantizer_core.errors import ConfigError, QuantizerError
+from pipelines.errors import errors_told
+from quantizer_core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +64,9 @@ def kubeflow_options(command: Callable[..., str]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_target(cpu: Sequence[str], memory: Sequence[str], **options: Any) -> None:
         plain = {name: options.pop(name) for name in ("image", "pipeline_root", "serving_root", "beam", "output")}
-        try:
+        with errors_told():
             target = Target(cpu=parse_limits(cpu), memory=parse_limits(memory), **plain)
             click.echo(f"Compiled {command(target=target, **options)}")
-        except QuantizerError as error:
-            raise click.ClickException(str(error)) from None
 
     decorated: Callable[..., None] = with_target
     for option in reversed(_OPTIONS):

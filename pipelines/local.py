@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import click
 from tfx import v1 as tfx
-
-from quantizer_core.errors import QuantizerError
 
 
 def run_locally(create_pipeline: Callable[..., tfx.dsl.Pipeline], output: str, **arguments: Any) -> None:
@@ -29,19 +25,6 @@ def run_locally(create_pipeline: Callable[..., tfx.dsl.Pipeline], output: str, *
         **arguments,
     )
     tfx.orchestration.LocalDagRunner().run(pipeline)
-
-
-@contextlib.contextmanager
-def errors_told() -> Iterator[None]:
-    """Ends the command with an error's message alone where something given to it will not do.
-
-    Raises:
-      click.ClickException: in place of a QuantizerError.
-    """
-    try:
-        yield
-    except QuantizerError as error:
-        raise click.ClickException(str(error)) from None
 
 
 def metadata_path(output: str) -> str:

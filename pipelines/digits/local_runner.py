@@ -8,6 +8,7 @@ import time
 import click
 from rich.console import Console
 
+from pipelines.errors import errors_told
 from pipelines.quiet import quiet
 
 
@@ -18,8 +19,6 @@ from pipelines.quiet import quiet
 def main(output: str, train_steps: int, max_drop: float) -> None:
     """Train a small network on scikit-learn's digits, quantize it to INT8, evaluate it and push it if it is good."""
     quiet()
-    from pipelines.local import errors_told
-
     console = Console()
     output = os.path.abspath(output)
     console.print("Running ImportExampleGen → Trainer → Freezer → Quantizer → Pusher …")

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from pipelines.errors import errors_told
 from pipelines.frozen_graph.options import pipeline_arguments, pipeline_options, text_of
 from pipelines.quiet import quiet
 
@@ -36,7 +37,7 @@ def main(output: str, **options: Any) -> None:
     quiet()
     from pipelines.frozen_graph import mobilenet
     from pipelines.frozen_graph.pipeline import PIPELINE_NAME
-    from pipelines.local import errors_told, metadata_path
+    from pipelines.local import metadata_path
     from pipelines.record import latest_run
     from pipelines.report import print_report
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from pipelines.errors import errors_told
 from pipelines.quiet import quiet
 
 
@@ -26,8 +27,6 @@ from pipelines.quiet import quiet
 def main(output: str, **options: Any) -> None:
     """Train a classifier of breast cancer data behind Transform, quantize it, let TFX's Evaluator judge it, push it."""
     quiet()
-    from pipelines.local import errors_told
-
     console = Console()
     output = os.path.abspath(output)
     console.print("Running CsvExampleGen → Transform → Trainer → Freezer → Quantizer → Evaluator → Pusher …")

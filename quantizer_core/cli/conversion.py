@@ -19,7 +19,7 @@ from quantizer_core.cli.steps import (
     Calibrated,
     CalibrationRequest,
     calibrated,
-    check_parent,
+    check_output,
     comparison_examples,
     config_of,
     converted,
@@ -109,8 +109,8 @@ def run(request: Request, quiet: bool = False) -> Result:
     _check_request(request)
     check = None
     if request.evaluates:
-        path = request.evaluation_data or request.calibration_data or ""
-        check_comparison(comparison_examples(request, config, ()), config, request.metric, path)
+        examples = comparison_examples(request, config, ())
+        check_comparison(examples, config, request.metric, request.comparison_data)
         if request.metric in DETECTION_METRICS:
             check = _check_detector
     ready = calibrated(request, config, quiet, request.output_graph if request.debug else None, check)
@@ -159,11 +159,10 @@ def _check_request(request: Request) -> None:
         other = seen.setdefault(os.path.abspath(path), option)
         if other != option:
             raise ConfigError(f"{option} and {other} are the same path {path!r}")
-        check_parent(option, path)
-        if option in stages:  # which are replaced: a run that failed leaves the first of them
+        # Stages are replaced: a run that failed leaves the first of them.
+        check_output(option, path, request.overwrite or option in stages)
+        if option in stages:
             continue
-        if tf.io.gfile.exists(path) and not request.overwrite:
-            raise ConfigError(f"{option}: {path!r} exists already; remove it or give --overwrite")
         if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != (path == request.saved_model):
             raise ConfigError(f"{option}: {path!r} is {'a directory' if tf.io.gfile.isdir(path) else 'a file'}")
 

@@ -39,14 +39,11 @@ def evaluate(
     """
     import itertools
 
-    import tensorflow as tf
-
     from quantizer_core.cli.gate import check_comparison, check_gate, evaluated, with_label
     from quantizer_core.cli.pair import load_pair
     from quantizer_core.cli.progress import step
     from quantizer_core.cli.report import evaluation_as_text
-    from quantizer_core.cli.steps import CalibrationRequest, check_parent, config_of, examples_of
-    from quantizer_core.errors import ConfigError
+    from quantizer_core.cli.steps import CalibrationRequest, check_output, config_of, examples_of
     from quantizer_core.runtime import check_machine
     from quantizer_core.whole_file import write_text
 
@@ -54,9 +51,7 @@ def evaluate(
     request = CalibrationRequest(**options)
     config = with_label(config_of(request), metric)
     if report is not None:
-        check_parent("--report", report)
-        if tf.io.gfile.exists(report) and not overwrite:
-            raise ConfigError(f"--report: {report!r} exists already; remove it or give --overwrite")
+        check_output("--report", report, overwrite)
     check_machine()
     with step("Loading", as_json):
         pair = load_pair(request, int8_graph, config)

@@ -14,9 +14,9 @@ from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, DataError, nearest
 from quantizer_core.evaluation.detection import need_pycocotools
-from quantizer_core.evaluation.detectors import DETECTION_METRICS, evaluate_detectors, judge_detectors
+from quantizer_core.evaluation.detectors import DETECTION_METRICS, DetectionRun, evaluate_detectors, judge_detectors
 from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
-from quantizer_core.evaluation.run import evaluate
+from quantizer_core.evaluation.run import EvaluationRun, evaluate
 from quantizer_core.preprocessing.diagnosis import parsed_example
 from quantizer_core.types import TensorSpec
 
@@ -94,14 +94,13 @@ def evaluated(
       QuantizerError: see ``evaluate``, ``evaluate_detectors`` and ``judge``.
     """
     with step("Evaluating", quiet) as seen:
+        run: DetectionRun | EvaluationRun
         if metric in DETECTION_METRICS:
-            boxes = evaluate_detectors(*graphs, examples, config, labelled=metric == "coco_map", on_example=seen)
-            reads = boxes.reads
+            run = evaluate_detectors(*graphs, examples, config, labelled=metric == "coco_map", on_example=seen)
         else:
             run = evaluate(*graphs, examples, config, seen)
-            reads = run.reads
-    warn_of_skipped("evaluation", reads, quiet)
-    facts = reads.facts("evaluation")
-    if metric in DETECTION_METRICS:
-        return judge_detectors(boxes, metric=metric, max_drop=max_drop, facts=facts)
+    warn_of_skipped("evaluation", run.reads, quiet)
+    facts = run.reads.facts("evaluation")
+    if isinstance(run, DetectionRun):
+        return judge_detectors(run, metric=metric, max_drop=max_drop, facts=facts)
     return judge(run.counts, metric=metric, max_drop=max_drop, facts=facts)

@@ -107,6 +107,7 @@ def request_of(
         by, or options do not go together.
     """
     from quantizer_core.cli.conversion import Request
+    from quantizer_core.data.folders import is_folder_of_files
     from quantizer_core.errors import ConfigError
     from quantizer_core.graph.names import path_beside
     from quantizer_core.zoo import zoo_model
@@ -135,7 +136,7 @@ def request_of(
         launch = entry.launch_command(models_zoo_location, data_location, models_source_dir, sys.executable)
         source = {"callback": shlex.join(launch)}
     labelled = options["evaluation_data"] or data_location
-    if options["label_offset"] is None and options["labels"] is None and _of_files(labelled):
+    if options["label_offset"] is None and options["labels"] is None and is_folder_of_files(labelled):
         # The entry counts on ImageNet's TFRecords, whose classes are numbered from 1; sub-folders are from 0.
         options["label_offset"] = entry.config.preprocess.label_offset + 1
     return Request(
@@ -150,14 +151,6 @@ def request_of(
         **size,
         **options,
     )
-
-
-def _of_files(path: str) -> bool:
-    import tensorflow as tf
-
-    from quantizer_core.data.folders import find_files
-
-    return tf.io.gfile.isdir(path) and bool(find_files(path))
 
 
 def _list(registry: str | None) -> None:

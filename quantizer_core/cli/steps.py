@@ -102,6 +102,11 @@ class CalibrationRequest:
         """Returns how the command spells an option of this name, for messages."""
         return f"--{self.option_names.get(name, name)}"
 
+    @property
+    def comparison_data(self) -> str:
+        """Where the examples to compare on are."""
+        return self.evaluation_data or self.calibration_data or ""
+
     def check_data(self, compared: bool) -> None:
         """Raises ConfigError if the options on what to calibrate and compare on contradict each other.
 
@@ -150,12 +155,14 @@ class Calibrated:
     sample_config: QuantizationConfig
 
 
-def check_parent(option: str, path: str) -> None:
-    """Raises ConfigError if the directory that an option's file is to be written into does not exist."""
+def check_output(option: str, path: str, overwrite: bool) -> None:
+    """Raises ConfigError if an option's file or directory cannot be written, or may not be replaced."""
     parent = os.path.dirname(path.rstrip("/"))
     # Object stores have no directories.
     if parent and "://" not in parent and not tf.io.gfile.isdir(parent):
         raise ConfigError(f"{option}: directory {parent!r} does not exist; create it first")
+    if tf.io.gfile.exists(path) and not overwrite:
+        raise ConfigError(f"{option}: {path!r} exists already; remove it or give --overwrite")
 
 
 def config_of(request: CalibrationRequest) -> QuantizationConfig:
@@ -281,6 +288,5 @@ def comparison_examples(
     request: CalibrationRequest, config: QuantizationConfig, inputs: Sequence[TensorSpec]
 ) -> Iterator[bytes]:
     """Returns the examples to compare FP32 and INT8 on: those given, the rest, or the calibration data."""
-    path = request.evaluation_data or request.calibration_data or ""
-    examples = examples_of(request, path, config, inputs)
+    examples = examples_of(request, request.comparison_data, config, inputs)
     return itertools.islice(examples, request.num_calibration_examples, None) if request.evaluate_rest else examples

@@ -41,6 +41,11 @@ def find_files(folder: str, extensions: Sequence[str] | None = None) -> list[str
     return []
 
 
+def is_folder_of_files(path: str, extensions: Sequence[str] | None = None) -> bool:
+    """Tells whether a path is a folder of images (or other files), which ``read_folder`` reads."""
+    return tf.io.gfile.isdir(path) and bool(find_files(path, extensions))
+
+
 def _in_turn(files: Sequence[str]) -> list[str]:
     folders: dict[str, list[str]] = {}
     for path in sorted(files):

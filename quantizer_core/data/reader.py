@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
-from quantizer_core.data.folders import DEFAULT_EXTENSIONS, find_files, read_folder
+from quantizer_core.data.folders import DEFAULT_EXTENSIONS, is_folder_of_files, read_folder
 from quantizer_core.data.labels import LabelSource
 from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import ConfigError, DataError
@@ -40,7 +40,7 @@ def read_examples(
       DataError: at once if nothing is there; while iterating if something cannot be read.
     """
     path = os.fspath(path)
-    if tf.io.gfile.isdir(path) and find_files(path, extensions):
+    if is_folder_of_files(path, extensions):
         return read_folder(
             path, labels=labels, classes=classes, label_key=label_key, image_key=image_key, extensions=extensions
         )

@@ -106,7 +106,7 @@ def grid(
     weights: np.ndarray, *, depthwise: bool = False, per_channel: bool = True, bits: int = 8, even: bool = False,
     clipping: str = "none",
 ) -> Grid:  # fmt: skip
-    """Returns the finest grid, symmetric around zero, that holds a filter; of weights that are next to nothing, none.
+    """Returns the finest grid, symmetric around zero, that holds a filter; weights next to nothing become zeros.
 
     Args:
       weights: float32, [h, w, in, out], [h, w, in, multiplier] (depthwise) or [in, out].

@@ -8,9 +8,12 @@ from quantizer_core.graph.graph import Graph, NodeDef, canonical
 from quantizer_core.graph.infer import infer_shapes
 from quantizer_core.rewrites.ops import near_control_flow
 
-_IMAGE_OPS = frozenset(
-    {"Conv2D", "DepthwiseConv2dNative", "MaxPool", "AvgPool", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"}
-)
+_LAYER_OPS = frozenset(
+    {
+        "Conv2D", "DepthwiseConv2dNative", "MatMul", "MaxPool", "AvgPool", "FusedBatchNorm", "FusedBatchNormV2",
+        "FusedBatchNormV3",
+    }
+)  # fmt: skip
 #: Ops whose result has the shape of their first input.
 _KEEP_SHAPE = frozenset({"BiasAdd", "Relu", "Relu6", "Identity"})
 
@@ -33,10 +36,13 @@ def remove_idle_reshapes(graph: Graph, inputs: Sequence[str], outputs: Sequence[
         if graph.control_inputs(node) or graph.control_inputs(graph.producer(node, 1)):
             continue
         shape = graph.constant(node.input[1])
-        layer = _layer(graph, node.input[0])
-        if layer is None:
+        tensors = _of_one_shape(graph, node.input[0])
+        layer = graph.node(tensors[-1])
+        # By another port of a batch normalisation comes no image.
+        if layer.op not in _LAYER_OPS or layer.name != tensors[-1]:
             continue
-        if shape is None and _is_shape_of(graph, node.input[1], node.input[0]):
+        source = graph.producer(node, 1)
+        if source.op == "Shape" and canonical(source.input[0]) in tensors:
             found.append((node, None))
         elif shape is not None and len(shape.reshape(-1)) == (2 if layer.op == "MatMul" else 4):
             found.append((node, [int(size) for size in shape]))
@@ -54,27 +60,12 @@ def remove_idle_reshapes(graph: Graph, inputs: Sequence[str], outputs: Sequence[
     return changed
 
 
-def _layer(graph: Graph, tensor: str) -> NodeDef | None:
-    """Returns the layer that a tensor has the shape of, through biases and activations; None if there is none."""
-    node = graph.node(tensor)
-    while node.op in _KEEP_SHAPE:
-        tensor = node.input[0]
-        node = graph.node(tensor)
-    first = canonical(tensor) == node.name  # a batch normalisation has other results too
-    return node if first and (node.op in _IMAGE_OPS or node.op == "MatMul") else None
-
-
-def _is_shape_of(graph: Graph, shape: str, tensor: str) -> bool:
-    source = graph.node(shape)
-    if source.op != "Shape":
-        return False
-    wanted = canonical(source.input[0])
-    while canonical(tensor) != wanted:
-        node = graph.node(tensor)
-        if node.op not in _KEEP_SHAPE:
-            return False
-        tensor = node.input[0]
-    return True
+def _of_one_shape(graph: Graph, tensor: str) -> list[str]:
+    """Returns a tensor and those that it has the shape of, through biases and activations, up to the layer's."""
+    found = [canonical(tensor)]
+    while (node := graph.node(found[-1])).op in _KEEP_SHAPE:
+        found.append(canonical(node.input[0]))
+    return found
 
 
 def _same(shape: tuple[int, ...] | None, sizes: Sequence[int]) -> bool:
