@@ -56,7 +56,7 @@ PYTEST = $(PY) -m pytest -q -n $(JOBS) --dist loadfile
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## Create .venv from requirements.lock (again only when the lock or setup.py changes).
+setup: $(READY)  ## Create .venv from requirements.lock (again only when the lock, setup.py or pyproject.toml changes).
 
 $(UV):
 	@command -v $(PYTHON) >/dev/null || { \

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from tfx.types import Artifact, artifact_utils
 
-#: The parameter of every component, and property of every output, with the version of the product.
+from quantizer_core.version import VERSION
+
+#: The parameter of every component, part of the cache key, with the version of the product where the pipeline is made;
+#: and the property of every output with the version that made it.
 CORE_VERSION = "core_version"
+
+_logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -20,8 +26,15 @@ def fresh_outputs(
     """Yields the one artifact of each output, in an empty directory; empties them again if the work on them fails.
 
     A step may so be run again over the remains of an attempt before, and leaves nothing half made. Each output gets the
-    core's version as a custom property.
+    version that runs here as a custom property, which is told if the pipeline was made with another.
     """
+    if exec_properties[CORE_VERSION] != VERSION:
+        _logger.warning(
+            "this step runs version %s of the product, the pipeline was made with %s: results in the cache go by the "
+            "latter, so make the pipeline with the version that the image has",
+            VERSION,
+            exec_properties[CORE_VERSION],
+        )
     outputs = {key: artifact_utils.get_single_instance(artifacts) for key, artifacts in output_dict.items()}
     for artifact in outputs.values():
         clear(artifact.uri)
@@ -32,7 +45,7 @@ def fresh_outputs(
             clear(artifact.uri)
         raise
     for artifact in outputs.values():
-        artifact.set_string_custom_property(CORE_VERSION, exec_properties[CORE_VERSION])
+        artifact.set_string_custom_property(CORE_VERSION, VERSION)
 
 
 def clear(uri: str) -> None:

@@ -1,1 +1,1 @@
-"""TFX pipelines that quantise: ``digits`` (train, quantise, push) and ``frozen_graph`` (a .pb and TFRecords)."""
+"""TFX pipelines that quantise: ``digits`` (train and push), ``frozen_graph`` (.pb and TFRecords), ``tabular`` (CSV)."""

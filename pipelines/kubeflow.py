@@ -14,6 +14,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from tfx import v1 as tfx
+from tfx.dsl.components.common import resolver
 
 from quantizer_core.errors import ConfigError, nearest
 
@@ -44,9 +45,16 @@ def compile_pipeline(
       What was written.
 
     Raises:
-      ConfigError: if a limit is not a positive number or names a node that the pipeline does not have.
+      ConfigError: if a limit is not a positive number or names a node that the pipeline does not have, or a node is a
+        resolver, which no container runs.
     """
     nodes = [node.id for node in pipeline.components]
+    for node in pipeline.components:
+        if isinstance(node, resolver.Resolver):
+            raise ConfigError(
+                f"node {node.id!r} is a resolver, which Kubeflow's backend does not run: leave it out, or give its "
+                "artifact by an Importer"
+            )
     config = tfx.orchestration.experimental.KubeflowV2DagRunnerConfig(default_image=image, use_pipeline_spec_2_1=True)
     job = tfx.orchestration.experimental.KubeflowV2DagRunner(config).run(pipeline, write_out=False)
     document = job["pipelineSpec"]

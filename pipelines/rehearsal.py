@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import graphlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,9 @@ def rehearse(spec: kfp_pb2.PipelineSpec, root: str, launch: Launcher) -> dict[st
         given = json_format.MessageToJson(executor_input)
         container = executor.container
         command = [word.replace(_EXECUTOR_INPUT, given) for word in (*container.command, *container.args)]
-        os.makedirs(os.path.dirname(executor_input.outputs.output_file), exist_ok=True)
+        folder = os.path.dirname(executor_input.outputs.output_file)
+        shutil.rmtree(folder, ignore_errors=True)  # of a rehearsal before: a cluster gives each run new folders
+        os.makedirs(folder)
         code, printed = launch(command)
         if code:
             raise QuantizerError(f"task {name} ended with exit code {code}:\n{printed[-_SHOWN_CHARACTERS:]}")

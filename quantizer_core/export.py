@@ -88,14 +88,27 @@ def export_saved_model(
             tf.io.gfile.makedirs(parent)
         tf.saved_model.save(model, temporary, signatures=signatures)
         _check_free(directory, overwrite)
-        if tf.io.gfile.exists(directory):
-            tf.io.gfile.rmtree(directory)
-        tf.io.gfile.rename(temporary, directory)
+        _put(temporary, directory)
     except tf.errors.OpError as error:
         raise GraphError(f"cannot write SavedModel {directory!r}: {error.message}") from None
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
+
+
+def _put(made: str, directory: str) -> None:
+    """Renames a directory; one that is there is removed after it has made room, and comes back if that fails."""
+    if not tf.io.gfile.exists(directory):
+        tf.io.gfile.rename(made, directory)
+        return
+    aside = f"{made}.before"
+    tf.io.gfile.rename(directory, aside)
+    try:
+        tf.io.gfile.rename(made, directory)
+    except tf.errors.OpError:
+        tf.io.gfile.rename(aside, directory)
+        raise
+    tf.io.gfile.rmtree(aside)
 
 
 def _check_free(directory: str, overwrite: bool) -> None:

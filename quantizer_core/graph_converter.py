@@ -58,6 +58,7 @@ class GraphConverter:
         after the other.
       timeout: seconds that the command may take; None: any.
       only_faster: leave FP32 what INT8 would make slower.
+      mixed_precision: leave the first layers of a classifier FP32 where their rounding costs most.
       debug: keep the intermediate graphs beside the output (see ``quantizer_core.stages``).
 
     Raises:
@@ -87,6 +88,7 @@ class GraphConverter:
         self.calibration_feeds: Iterable[Mapping[str, np.ndarray]] | None = None
         self.timeout: float | None = None
         self.only_faster = True
+        self.mixed_precision = True
         self.debug = False
         self._config()
 
@@ -137,6 +139,7 @@ class GraphConverter:
             per_channel=self.per_channel,
             calibration_method=ALGORITHMS[self.algo],
             only_faster=self.only_faster,
+            mixed_precision=self.mixed_precision,
         )
 
     def _calibrated(self, prepared: PreparedGraph, config: QuantizationConfig) -> CalibrationRun:

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
-from quantizer_core.onednn import SWITCH
+from quantizer_core.onednn import SWITCH, given_switch
 from quantizer_core.runtime import cpu_flags, has_vnni
 
 #: The processor's features that oneDNN's INT8 kernels go by, as Linux spells them.
@@ -26,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "tensorflow": tf.version.VERSION,
         "onednn": bool(_pywrap_util_port.IsMklEnabled()),
-        SWITCH: os.environ.get(SWITCH),
+        SWITCH: given_switch(),
         "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
         "cpu": _cpu_model(),
         "cpu_features": {name: name in flags for name in INT8_FEATURES},

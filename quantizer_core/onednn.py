@@ -7,6 +7,9 @@ import os
 #: The environment variable that TensorFlow reads: parts of it when it is imported, others when it first runs a graph.
 SWITCH = "TF_ENABLE_ONEDNN_OPTS"
 
+#: Whether ``use_onednn`` has set it, the environment having left it open.
+_asked_here = False
+
 
 def onednn_environment() -> dict[str, str]:
     """Returns this process's environment for another one, oneDNN asked for where it does not say otherwise."""
@@ -18,4 +21,12 @@ def use_onednn() -> None:
 
     INT8 graphs need it. To be called before TensorFlow is imported.
     """
-    os.environ.setdefault(SWITCH, "1")
+    global _asked_here
+    if SWITCH not in os.environ:
+        os.environ[SWITCH] = "1"
+        _asked_here = True
+
+
+def given_switch() -> str | None:
+    """Returns what the environment said of oneDNN before this process asked for it; None where it said nothing."""
+    return None if _asked_here else os.environ.get(SWITCH)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import tensorflow as tf
-from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import function_pb2, graph_pb2
 
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError, UnknownNodeError, nearest
@@ -17,6 +17,7 @@ from quantizer_core.graph.summarize import find_inputs, find_outputs, input_spec
 from quantizer_core.planning.make import observed_tensors
 from quantizer_core.rewrites import apply_rewrites
 from quantizer_core.types import ObservedTensor, PreparedGraph, RewriteReport, TensorSpec
+from quantizer_core.whole_file import write_text
 
 GRAPH_FILE, META_FILE = "graph.pb", "prepared.json"
 
@@ -50,16 +51,22 @@ def prepare(graph_def: graph_pb2.GraphDef, config: QuantizationConfig) -> Prepar
         raise GraphError("the graph has no node that no one reads; name its outputs")
     check_frozen(graph_def, inputs, outputs)
     specs = input_specs(graph_def, inputs)
-    rewritten, reports = apply_rewrites(graph_def, inputs, outputs, config.excluded_ops)
+    rewritten, reports = apply_rewrites(graph_def, inputs, outputs, config.excluded_ops, config.excluded_nodes)
     for node in rewritten.node:
         add_default_attrs(node)
     observed = observed_tensors(Graph(rewritten, copy=False), tuple(outputs), config)
     if not observed:
+        calls = [function.signature.name for function in rewritten.library.function if _has_kernels(function)]
         raise GraphError(
             f"nothing between {', '.join(inputs)} and {', '.join(outputs)} can run in INT8: "
             "there is no Conv2D, DepthwiseConv2dNative or MatMul with constant weights that is not excluded"
+            + (f" but in functions ({calls[0]}), which are not converted: inline them on freezing" if calls else "")
         )
     return PreparedGraph(rewritten, specs, tuple(outputs), observed, reports)
+
+
+def _has_kernels(function: function_pb2.FunctionDef) -> bool:
+    return any(node.op in ("Conv2D", "DepthwiseConv2dNative", "MatMul") for node in function.node_def)
 
 
 def _check_ops(graph_def: graph_pb2.GraphDef, ops: tuple[str, ...]) -> None:
@@ -81,8 +88,7 @@ def save_prepared(prepared: PreparedGraph, directory: str) -> None:
         "observed": [dataclasses.asdict(tensor) for tensor in prepared.observed],
         "rewrites": [dataclasses.asdict(report) for report in prepared.rewrites],
     }
-    with tf.io.gfile.GFile(f"{directory}/{META_FILE}", "w") as file:
-        file.write(json.dumps(meta, indent=1, sort_keys=True))
+    write_text(f"{directory}/{META_FILE}", json.dumps(meta, indent=1, sort_keys=True))
 
 
 def load_prepared(directory: str) -> PreparedGraph:

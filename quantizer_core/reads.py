@@ -109,9 +109,10 @@ class ReadCounts:
         if self.read and self.skipped <= max_bad_fraction * total:
             return
         reason, count = max(self.reasons.items(), key=lambda item: (item[1], item[0]))
+        allowed = f", more than max_bad_fraction={max_bad_fraction:g} allows" if self.read else ""
         raise DataError(
-            f"{self.skipped} of {total} examples for {purpose} cannot be used, more than max_bad_fraction="
-            f"{max_bad_fraction:g} allows; most often ({count} times): {self.messages.get(reason, reason)}"
+            f"{self.skipped} of {total} examples for {purpose} cannot be used{allowed}; "
+            f"most often ({count} times): {self.messages.get(reason, reason)}"
         )
 
 

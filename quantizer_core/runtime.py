@@ -130,6 +130,7 @@ class GraphSession:
             intra_op_parallelism_threads=threads or 0,
             inter_op_parallelism_threads=-1 if threads == 1 else threads or 0,
             device_count={"GPU": 0},
+            allow_soft_placement=True,  # a graph frozen for a GPU names it
         )
         if bfloat16:
             config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = (
@@ -316,6 +317,17 @@ def batch_size_for(
         f"the graph fixes its batch at {limit}, but tensor {mixed!r} does not keep the examples apart along its first "
         "axis; freeze the graph with batch 1 or with a free batch"
     )
+
+
+def in_whole_batches(
+    examples: Sequence[Mapping[str, np.ndarray]], inputs: Sequence[TensorSpec]
+) -> list[Mapping[str, np.ndarray]]:
+    """Returns the examples that fill whole batches of the size that the inputs fix, all of them where they fix none.
+
+    Fewer examples than one batch holds are repeated in turn, so that each counts about as often as the others.
+    """
+    fixed = batch_limit(inputs) or 1
+    return [examples[index % len(examples)] for index in range(max(len(examples) // fixed, 1) * fixed)]
 
 
 def _mixes_examples(

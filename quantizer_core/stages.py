@@ -15,7 +15,7 @@ from tensorflow.core.framework import graph_pb2
 from quantizer_core.calibration.instrument import instrument
 from quantizer_core.graph.files import save_graph
 from quantizer_core.graph.graph import Graph
-from quantizer_core.graph.names import path_beside
+from quantizer_core.graph.names import as_node, path_beside
 from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.quantize import Conversion
 from quantizer_core.types import PreparedGraph
@@ -62,7 +62,7 @@ def dynamic_range_graph(conversion: Conversion) -> graph_pb2.GraphDef:
     for name, planned in conversion.plan.tensors.items():
         unused = emitter.range_const(0.0, name)  # the bounds, which the op finds itself
         rounded = graph.add_node(
-            "QuantizeAndDequantizeV2", f"{name.replace(':', '_')}/rounded", [name, unused, unused], T=tf.float32,
+            "QuantizeAndDequantizeV2", f"{as_node(name)}/rounded", [name, unused, unused], T=tf.float32,
             num_bits=8, range_given=False, signed_input=planned.dtype == "qint8" or bool(np.any(planned.offsets)),
             narrow_range=True, axis=-1, round_mode="HALF_TO_EVEN",
         )  # fmt: skip
@@ -75,6 +75,6 @@ def frozen_range_graph(conversion: Conversion) -> graph_pb2.GraphDef:
     graph = Graph(conversion.prepared.graph_def)
     emitter = Emitter(graph)
     for name, planned in conversion.plan.tensors.items():
-        value, reader = emitter.round_as(name, f"{name.replace(':', '_')}/rounded", planned)
+        value, reader = emitter.round_as(name, f"{as_node(name)}/rounded", planned)
         graph.redirect(name, value, where=lambda edge, own=reader: edge.consumer.name != own, control=False)  # type: ignore[misc]
     return graph.to_graph_def()

@@ -60,7 +60,7 @@ class ObservedTensor:
     Attributes:
       name: tensor name in GraphDef spelling (``a`` or ``a:1``).
       channel_axis: axis whose means bias correction needs (the input channels of a convolution or matrix
-        multiplication: -1, or 1 for NCHW), or None.
+        multiplication: -1), or None.
       nonnegative: the graph proves that no value is below 0, which stands for the minima then.
     """
 

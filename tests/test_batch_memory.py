@@ -97,11 +97,11 @@ def test_all_who_make_batches_come_to_the_same_size(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(BatchReader, "__init__", noted)
     calibration.run.calibrate(prepared, records(8), config)
-    runs._CalibrationReading(runs._Calibration(str(tmp_path / "prepared"), config))
+    runs._CalibrationReading(runs._Calibration(*runs.Calibrate(str(tmp_path / "prepared"), config)._arguments))
     assert sizes == [3, 3]
     config = dataclasses.replace(config, max_batch_bytes=5 * needed)
     evaluation.evaluate(classifier(), classifier(), INPUTS, OUTPUTS, records(8), config)
-    runs._EvaluationReading(runs._Evaluation(*paths, INPUTS, OUTPUTS, config))
+    runs._EvaluationReading(runs._Evaluation(*runs.Evaluate(*paths, INPUTS, OUTPUTS, config)._arguments))
     assert sizes == [3, 3, 5, 5]
 
 

@@ -282,6 +282,25 @@ def test_what_exists_is_replaced_only_if_asked_and_only_a_saved_model(tmp_path: 
     assert (tmp_path / "mine" / "letter.txt").exists() and (tmp_path / "model" / "saved_model.pb").exists()
 
 
+def test_what_was_there_comes_back_if_it_cannot_be_replaced(
+    tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: str, target: str, overwrite: bool = False) -> None:
+        if source.endswith(".tmp"):
+            raise tf.errors.ResourceExhaustedError(None, None, "no space left")
+        rename(source, target, overwrite)
+
+    arguments = (case.graph_def, case.inputs, case.outputs, TENSORS)
+    export_saved_model(*arguments, tmp_path / "model")
+    before = (tmp_path / "model" / "saved_model.pb").read_bytes()
+    rename = tf.io.gfile.rename
+    monkeypatch.setattr(tf.io.gfile, "rename", full)
+    with pytest.raises(GraphError, match="model': no space left"):
+        export_saved_model(*arguments, tmp_path / "model", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "saved_model.pb").read_bytes() == before
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(model: object, directory: str, signatures: object) -> None:
         del model, signatures

@@ -13,11 +13,12 @@ from quantizer_core.batch_memory import FEWEST_EXAMPLES, examples_within
 from quantizer_core.calibration.run import calibrate
 from quantizer_core.data import tensor_example
 from quantizer_core.errors import GraphError
+from quantizer_core.planning.sensitivity import sensitivity
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert, quantize
 from quantizer_core.rewrites import apply_rewrites
 from quantizer_core.runtime import GraphSession
-from tests.helpers.nets import Net, everything, ops, relative_error
+from tests.helpers.nets import Net, control_flow_v1, everything, ops, relative_error
 
 SHAPE = (12, 12, 8)
 
@@ -33,12 +34,15 @@ def converted(
     define: Callable[[Net, tf.Tensor], tf.Tensor],
     error: float = 0.05,
     shape: tuple[int, ...] = SHAPE,
+    unit: float = 1.0,
+    changed: Callable[[graph_pb2.GraphDef], None] = lambda graph_def: None,
     **options: object,
 ) -> Conversion:
     """Converts with all that there is by default, and demands that the output follows FP32's."""
     graph_def = graph_of(define, shape)
+    changed(graph_def)
     config = everything(inputs=("x",), outputs=("out",), **options)
-    data = np.random.default_rng(1).normal(size=(16, *shape)).astype(np.float32)
+    data = (np.random.default_rng(1).normal(size=(16, *shape)) * unit).astype(np.float32)
     conversion = quantize(graph_def, [tensor_example({"x": row}) for row in data], config)
     found = []
     for each in (graph_def, conversion.graph_def):
@@ -96,8 +100,8 @@ def test_a_shift_is_left_of_a_normalisation_inside_a_loop() -> None:
         shapes = (tf.TensorShape([]), tf.TensorShape([None, 12, 12, 4]))
         return tf.while_loop(lambda index, _: index < 2, body, start, shapes)[1]
 
-    tf.disable_control_flow_v2()
-    converted(define)
+    with control_flow_v1():
+        converted(define)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,59 @@ def test_an_excluded_op_is_not_written_as_another(define: Callable[[Net, tf.Tens
     assert ops(converted(more, excluded_ops=(op,)).graph_def)[op] == 1
 
 
+def _norm(net: Net, x: tf.Tensor, name: str) -> tf.Tensor:
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=net.weights(8) + 2, offset=net.weights(8), mean=net.weights(8), variance=net.weights(8) ** 2 + 1,
+        is_training=False, name=name,
+    ).y  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "define"),
+    [
+        ("AddV2", lambda net, x: tf.raw_ops.AddV2(x=net.conv(x, 8, bias=False), y=net.weights(8), name="kept")),
+        ("Sub", lambda net, x: tf.raw_ops.Sub(x=net.conv(x, 8, bias=False), y=net.weights(8), name="kept")),
+        ("Mul", lambda net, x: tf.raw_ops.Mul(x=net.conv(x, 8, bias=False), y=net.weights(8), name="kept") + 1.5),
+        ("FusedBatchNormV3", lambda net, x: _norm(net, net.conv(x, 8, bias=False), "kept")),
+        ("FusedBatchNormV3", lambda net, x: net.conv(_norm(net, net.conv(x, 8), "kept"), 8, padding="VALID")),
+        ("BiasAdd", lambda net, x: tf.nn.bias_add(net.conv(x, 8, bias=False), net.weights(8), name="kept")),
+        (
+            "Pad",
+            lambda net, x: net.conv(
+                tf.pad(net.conv(x, 8, relu="relu"), [[0, 0], [1, 1], [2, 1], [0, 0]], name="kept"), 8, padding="VALID"
+            ),
+        ),
+        (
+            "Pad",
+            lambda net, x: tf.nn.depthwise_conv2d(
+                tf.pad(net.conv(x, 8, relu="relu"), [[0, 0], [1, 1], [2, 1], [0, 0]], name="kept"),
+                net.weights(3, 3, 8, 1), [1, 1, 1, 1], "VALID",
+            ),
+        ),
+        ("BatchToSpaceND", lambda net, x: _dilated(net, net.conv(x, 8, relu="relu"), "kept", "other")),
+        ("SpaceToBatchND", lambda net, x: _dilated(net, net.conv(x, 8, relu="relu"), "other", "kept")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("by", ["op", "name"])
+def test_what_is_excluded_is_not_folded_into_a_kernel(
+    op: str, define: Callable[[Net, tf.Tensor], tf.Tensor], by: str
+) -> None:
+    def more(net: Net, x: tf.Tensor) -> tf.Tensor:
+        return net.conv(tf.nn.relu(define(net, x)), 4, bias=False)
+
+    assert op not in ops(converted(more).graph_def)
+    conversion = converted(more, **({"excluded_ops": (op,)} if by == "op" else {"excluded_nodes": ("kept",)}))
+    (node,) = [node for node in conversion.graph_def.node if node.op == op]
+    assert node.name == "kept" and node.attr["T"].type == tf.float32.as_datatype_enum
+    assert not [each for each in conversion.plan.nodes if "kept" in each.fused]
+
+
+def _dilated(net: Net, x: tf.Tensor, back: str, there: str) -> tf.Tensor:
+    x = tf.raw_ops.SpaceToBatchND(input=x, block_shape=[2, 2], paddings=[[2, 2], [2, 2]], name=there)
+    x = net.conv(x, 8, padding="VALID", bias=False)
+    return tf.raw_ops.BatchToSpaceND(input=x, block_shape=[2, 2], crops=[[0, 0], [0, 0]], name=back)
+
+
 def test_an_excluded_matrix_product_that_is_split_stays_fp32() -> None:
     def define(net: Net, x: tf.Tensor) -> tf.Tensor:
         weights = tf.constant(net.rng.normal(size=(16, 8)).astype(np.float32) / 4)
@@ -130,9 +187,9 @@ def test_an_excluded_matrix_product_that_is_split_stays_fp32() -> None:
         state = tf.while_loop(lambda index, _: index < 3, body, start, shapes)[1]
         return tf.matmul(state, net.weights(8, 4))
 
-    tf.disable_control_flow_v2()
-    assert converted(define, shape=(8,)).plan.counts()["MatMul"] == (3, 3)
-    plan = converted(define, shape=(8,), excluded_nodes=("while/cell",)).plan
+    with control_flow_v1():
+        assert converted(define, shape=(8,)).plan.counts()["MatMul"] == (3, 3)
+        plan = converted(define, shape=(8,), excluded_nodes=("while/cell",)).plan
     assert plan.counts()["MatMul"] == (1, 3)
     assert {node.name for node in plan.nodes if "excluded" in node.reason} == {"while/cell/part_0", "while/cell/part_1"}
 
@@ -230,3 +287,103 @@ def test_refinement_takes_no_more_examples_than_memory_holds() -> None:
     assert examples_within(prepared, examples, 1) == FEWEST_EXAMPLES
     assert examples_within(prepared, examples[:2], 1) == 2
     assert examples_within(prepared, [], 1) == 0
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_an_input_that_no_kernel_needs(needed: bool) -> None:
+    with tf.Graph().as_default() as graph:
+        net, x = Net(3), tf.placeholder(tf.float32, [None, *SHAPE], name="x")
+        wide = tf.placeholder(tf.float32, [None, 4], name="wide")
+        logits = net.dense(tf.reduce_mean(net.conv(x, 16, relu="relu"), [1, 2]), 4)
+        tf.identity(logits * wide if needed else logits, name="out")
+    graph_def = graph.as_graph_def()
+    rng = np.random.default_rng(1)
+    data = {"x": rng.normal(size=(16, *SHAPE)).astype(np.float32), "wide": rng.normal(size=(16, 4)).astype(np.float32)}
+    records = [tensor_example({name: values[i] for name, values in data.items()}) for i in range(16)]
+    config = everything()
+    conversion = quantize(graph_def, records, config)
+    assert {spec.name for spec in conversion.prepared.inputs} == {"x", "wide"} and conversion.plan.quantized == 2
+    found = []
+    for each in (graph_def, conversion.graph_def):
+        with GraphSession(each, conversion.prepared.inputs, ["out"]) as session:
+            found.append(session.run(data)[0])
+    assert relative_error(found[1], found[0]) < 0.05
+
+
+def test_a_graph_frozen_for_a_gpu() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        return net.conv(net.conv(x, 16, relu="relu"), 8)
+
+    def onto_gpu(graph_def: graph_pb2.GraphDef) -> None:
+        for node in graph_def.node:
+            node.device = "/job:localhost/replica:0/task:0/device:GPU:0"
+
+    assert converted(define, changed=onto_gpu).plan.quantized == 2
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e13])
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "kl"])
+def test_values_in_small_and_large_units(unit: float, method: str) -> None:
+    """Magnetic fields of a brain in tesla, for instance; a bias as large as the rest is scaled with it."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = tf.nn.bias_add(net.conv(x, 16, bias=False), net.weights(16) * np.float32(unit))
+        x = net.conv(tf.nn.relu(x), 8, bias=False)
+        return net.dense((x / np.float32(unit))[:, 5, 6], 4)
+
+    assert converted(define, unit=unit, error=0.1, calibration_method=method).plan.quantized == 3
+
+
+def test_a_bias_far_above_what_small_values_make() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        return net.conv(tf.nn.relu(net.conv(x, 16)), 8)  # whose biases are near 1
+
+    converted(define, unit=1e-13)
+
+
+def test_a_shape_is_told_by_the_codes() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = net.conv(x, 16, relu="relu")
+        shape, size, rank = tf.shape(x, out_type=tf.int64), tf.size(x), tf.rank(x)
+        x = tf.nn.max_pool2d(net.conv(x, 8, relu="relu"), 2, 2, "SAME")
+        flat = tf.reshape(x, tf.stack([tf.shape(x)[0], 6 * 6 * 8]))
+        told = tf.stack([tf.cast(shape[2], tf.float32), tf.cast(size, tf.float32) / 1e3, tf.cast(rank, tf.float32)])
+        return tf.concat([net.dense(flat, 8), tf.tile(told[None], [tf.shape(flat)[0], 1])], 1)
+
+    found = ops(converted(define).graph_def)
+    assert "Dequantize" not in found and found["Shape"] >= 1
+
+
+@pytest.mark.parametrize("batch", [24, 40])
+def test_a_batch_larger_than_the_sample(batch: int) -> None:
+    """Copies that fill it up count nothing: the graph is about that of a free batch."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = tf.reshape(x, [-1, *SHAPE])
+        return net.dense(tf.reduce_mean(net.conv(net.conv(x, 16, relu="relu"), 8, relu="relu"), [1, 2]), 4)
+
+    graphs = [graph_of(define), graph_of(define)]
+    for node in graphs[1].node:
+        if node.op == "Placeholder":
+            node.attr["shape"].shape.dim[0].size = batch
+    data = np.random.default_rng(1).normal(size=(16, *SHAPE)).astype(np.float32)
+    data[-1] *= 20  # which would have been copied
+    records = [tensor_example({"x": row}) for row in data]
+    free, fixed = (quantize(each, records, everything(inputs=("x",), outputs=("out",))) for each in graphs)
+    for name, parameters in free.parameters.items():
+        np.testing.assert_allclose(fixed.parameters[name].bias, parameters.bias, atol=0.2 * np.ptp(parameters.bias))
+    foreseen = [sensitivity(each.prepared, each.plan, [{"x": row} for row in data[:8]]) for each in (free, fixed)]
+    assert foreseen[0] and foreseen[1]
+    for name, cost in foreseen[0].divergence.items():
+        assert foreseen[1].divergence[name] == pytest.approx(cost, rel=1.0)
+    assert foreseen[1].products == pytest.approx(foreseen[0].products)
+
+
+def test_kernels_that_are_all_in_functions() -> None:
+    @tf.function
+    def inner(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(x, weights)
+
+    graph_def = graph_of(lambda net, x: inner(x, net.weights(8, 4)), (8,))
+    with pytest.raises(GraphError, match=r"but in functions \(__inference_inner_\d+\).*inline"):
+        prepare(graph_def, everything(inputs=("x",), outputs=("out",)))

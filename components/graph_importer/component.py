@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from tfx.dsl.components.base import base_component, executor_spec
+from tfx.orchestration import data_types
 from tfx.types import Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
@@ -13,6 +14,7 @@ from components.artifacts import FrozenGraph
 from components.fingerprint import fingerprint as fingerprint_of
 from components.graph_importer import executor
 from components.outputs import CORE_VERSION
+from quantizer_core.errors import ConfigError
 from quantizer_core.version import VERSION
 
 
@@ -58,8 +60,10 @@ class GraphImporter(base_component.BaseComponent):
           core_version: part of the cache key.
 
         Raises:
-          ConfigError: if ``fingerprint`` is None and the file cannot be read.
+          ConfigError: if ``fingerprint`` is None and the file cannot be read, or its path is not known here.
         """
+        if fingerprint is None and isinstance(graph_path, data_types.RuntimeParameter):
+            raise ConfigError("graph_path is a RuntimeParameter, whose file is not known here: give its fingerprint")
         spec = GraphImporterSpec(
             graph_path=graph_path,
             inputs=json.dumps(list(inputs)),

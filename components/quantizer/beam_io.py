@@ -1,4 +1,4 @@
-"""Where the examples of a split lie, for the Quantizer's Beam pipelines to read."""
+"""Where the examples of a split lie, for the Quantizer's Beam pipelines to read, and the first of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 from tfx.types import Artifact, artifact_utils
 
+from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import DataError, nearest
 
 _TF_EXAMPLE = example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE
@@ -44,3 +45,24 @@ def split_patterns(examples: Sequence[Artifact], split: str) -> list[str]:
             raise DataError(f"split {split!r} is empty: no file matches {pattern}")
         patterns.append(pattern)
     return patterns
+
+
+def first_records(patterns: Sequence[str], count: int) -> list[bytes]:
+    """Returns up to ``count`` records: the first of each file, then the second of each, and so on.
+
+    Raises:
+      DataError: if a file cannot be read, or no file holds a record.
+    """
+    files = [path for pattern in patterns for path in sorted(tf.io.gfile.glob(pattern))]
+    found: list[bytes] = []
+    readers = [read_tfrecords([path]) for path in files]
+    while readers and len(found) < count:
+        for reader in list(readers):
+            record = next(reader, None)
+            if record is None:
+                readers.remove(reader)
+            elif len(found) < count:
+                found.append(record)
+    if not found:
+        raise DataError(f"there are no examples in {', '.join(patterns)}")
+    return found

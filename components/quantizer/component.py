@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.orchestration import data_types
 from tfx.types import BaseChannel, Channel, standard_artifacts
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
@@ -11,6 +12,7 @@ from components.fingerprint import fingerprint
 from components.quantizer import executor
 from components.quantizer.parameters import Parameters
 from quantizer_core.config import QuantizationConfig
+from quantizer_core.errors import ConfigError
 from quantizer_core.version import VERSION
 
 
@@ -93,8 +95,14 @@ class Quantizer(base_beam_component.BaseBeamComponent):
           core_version: part of the cache key, so that a new version of the product is not served old results.
 
         Raises:
-          ConfigError: if a parameter is outside its domain.
+          ConfigError: if a parameter is outside its domain, or known only when the pipeline runs but wanted here.
         """
+        named = {"quantization_config": quantization_config, "metric": metric, "max_drop": max_drop}
+        for name, value in named.items():
+            if isinstance(value, data_types.RuntimeParameter):
+                raise ConfigError(
+                    f"{name} is a RuntimeParameter; it is checked when the pipeline is made, so give the value itself"
+                )
         if isinstance(quantization_config, str):
             quantization_config = QuantizationConfig.from_json(quantization_config)
         module_file = quantization_config.preprocess.module_file

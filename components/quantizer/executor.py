@@ -12,6 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
 from tfx.components.evaluator import constants
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import Artifact, artifact_utils
@@ -19,14 +20,15 @@ from tfx.utils import path_utils
 
 from components.artifacts import EVALUATION_FILE, graph_path, read_meta
 from components.outputs import describe, fresh_outputs
-from components.quantizer.beam_io import split_patterns
+from components.quantizer.beam_io import first_records, split_patterns
 from components.quantizer.parameters import Parameters
 from quantizer_core.beam import Calibrate, Evaluate, ReadRecords, SampleExamples, WriteOne, read_one
 from quantizer_core.calibration.run import CalibrationRun
 from quantizer_core.calibration.run import checked as checked_calibration
 from quantizer_core.calibration.saved import CALIBRATION_FILE, SavedCalibration, load_calibration, save_calibration
+from quantizer_core.errors import DataError
 from quantizer_core.evaluation.judge import EvaluationResult, judge
-from quantizer_core.evaluation.run import EvaluationRun
+from quantizer_core.evaluation.run import EvaluationRun, evaluate
 from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.export import export_saved_model
 from quantizer_core.graph.files import load_graph, save_graph
@@ -37,6 +39,7 @@ from quantizer_core.quantize import convert
 from quantizer_core.reads import ReadCounts
 from quantizer_core.runtime import check_machine
 from quantizer_core.types import PreparedGraph
+from quantizer_core.version import VERSION
 from quantizer_core.whole_file import write_text
 
 FROZEN_GRAPH = "frozen_graph"
@@ -54,6 +57,9 @@ PLAN_FILE = "plan.json"
 COUNTERS_FILE = "counters.json"
 
 _WORK_DIRECTORY = "work"
+
+#: Of the split that the graphs are compared on, as many examples are tried before the work begins.
+_TRIED_EXAMPLES = 16
 
 _logger = logging.getLogger(__name__)
 
@@ -114,7 +120,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         work = os.path.join(evaluation.uri, _WORK_DIRECTORY)
         tf.io.gfile.makedirs(work)
 
-        prepared = prepare(load_graph(fp32_path), config)
+        graph_def = load_graph(fp32_path)
+        prepared = prepare(graph_def, config)
+        if known is None:
+            first_records(calibration_patterns, 1)  # there are any
+        _try_comparison(graph_def, prepared, evaluation_patterns, parameters)
         saved = known or self._calibrate(prepared, calibration_patterns, parameters, work)
         calibration = saved.run_for(prepared, config, "what was given as calibration_ranges")
         ranges = outputs[CALIBRATION_RANGES]
@@ -179,6 +189,25 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         return run
 
 
+def _try_comparison(
+    graph_def: graph_pb2.GraphDef, prepared: PreparedGraph, patterns: Sequence[str], parameters: Parameters
+) -> None:
+    """Raises before the work what would end it after hours: compares the FP32 graph with itself on a few examples.
+
+    Raises:
+      ConfigError: if the preprocessing does not fit the graph's inputs.
+      DataError: if there are no examples, none of the first can be used, or the metric cannot be had from them.
+      GraphError: if the graph cannot be run.
+    """
+    first = first_records(patterns, _TRIED_EXAMPLES)
+    config = dataclasses.replace(parameters.config, max_bad_fraction=1.0)
+    try:
+        run = evaluate(graph_def, graph_def, prepared.inputs, prepared.outputs, first, config)
+        judge(run.counts, metric=parameters.metric, max_drop=parameters.max_drop, facts={})
+    except DataError as error:
+        raise DataError(f"the first examples of split {parameters.evaluation_split!r}: {error}") from None
+
+
 def _examples(pipeline: beam.Pipeline, patterns: Sequence[str], count: int) -> beam.PCollection[bytes]:
     return pipeline | "Read" >> ReadRecords(patterns) | "Sample" >> SampleExamples(count)
 
@@ -198,7 +227,7 @@ def _facts(
         "quantized_nodes": plan.quantized,
         "candidate_nodes": plan.candidates,
         "slower_nodes": plan.slower,
-        "core_version": parameters.core_version,
+        "core_version": VERSION,
         "calibration_split": calibrated_on,
         **calibration.reads.facts("calibration"),
         "evaluation_split": parameters.evaluation_split,

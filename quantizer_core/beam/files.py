@@ -23,8 +23,8 @@ class ReadRecords(beam.PTransform):
     """Reads the TFRecord files of some patterns, as ``read_tfrecords`` does: PBegin → PCollection[bytes].
 
     The pipeline fails with DataError if a file is damaged, which it names, and if a worker does not see the files that
-    are seen where the pipeline is made: Beam itself would read nothing and say nothing. Workers need not know local
-    paths if the patterns are none.
+    are seen where the pipeline is made, by path and size: Beam itself would read nothing and say nothing. Workers need
+    not know local paths if the patterns are none.
 
     Raises:
       DataError: if no file matches a pattern.
@@ -35,30 +35,40 @@ class ReadRecords(beam.PTransform):
         self._patterns = list(patterns)
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[bytes]:
-        counts = [(pattern, len(_files(pattern))) for pattern in self._patterns]
-        for pattern, count in counts:
-            if not count:
+        seen = [(pattern, _files(pattern)) for pattern in self._patterns]
+        for pattern, files in seen:
+            if not files:
                 raise DataError(f"no file matches {pattern}")
         return (
             pipeline
-            | "Patterns" >> beam.Create(counts)
+            | "Patterns" >> beam.Create([(pattern, len(files), _digest(files)) for pattern, files in seen])
             | "Files" >> beam.FlatMapTuple(_checked_files)
             | "SpreadFiles" >> beam.Reshuffle()
             | "ReadFiles" >> beam.FlatMap(_records)
         )
 
 
-def _files(pattern: str) -> list[str]:
-    return [file.path for file in FileSystems.match([pattern])[0].metadata_list]
+def _files(pattern: str) -> list[tuple[str, int]]:
+    """Returns the paths and sizes in bytes of a pattern's files, by path."""
+    return sorted((file.path, file.size_in_bytes) for file in FileSystems.match([pattern])[0].metadata_list)
 
 
-def _checked_files(pattern: str, wanted: int) -> list[str]:
+def _digest(files: Sequence[tuple[str, int]]) -> str:
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _checked_files(pattern: str, wanted: int, digest: str) -> list[str]:
     found = _files(pattern)
     if len(found) != wanted:
         raise DataError(
             f"a Beam worker sees {len(found)} of the {wanted} files {pattern}: put them where all workers can read them"
         )
-    return found
+    if _digest(found) != digest:
+        raise DataError(
+            f"a Beam worker sees files {pattern} of other names or sizes than the process that made the pipeline: "
+            "put them where all workers can read them"
+        )
+    return [path for path, _ in found]
 
 
 def _records(path: str) -> Iterator[bytes]:
@@ -84,9 +94,13 @@ def _write_pickle(element: Any, path: str) -> None:
     data = pickle.dumps(element)
     whole = f"{path}-{hashlib.sha256(data).hexdigest()[:16]}"
     partial = f"{whole}.{uuid.uuid4().hex}{_PARTIAL}"
-    with tf.io.gfile.GFile(partial, "wb") as file:
-        file.write(data)
-    tf.io.gfile.rename(partial, whole, overwrite=True)
+    try:
+        with tf.io.gfile.GFile(partial, "wb") as file:
+            file.write(data)
+        tf.io.gfile.rename(partial, whole, overwrite=True)
+    finally:
+        if tf.io.gfile.exists(partial):
+            tf.io.gfile.remove(partial)
 
 
 def read_one(path: str) -> Any:

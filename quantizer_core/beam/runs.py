@@ -17,14 +17,16 @@ from quantizer_core.batch_memory import batch_size_within
 from quantizer_core.calibration.observer import Observer
 from quantizer_core.calibration.run import CalibrationRun, batch_size
 from quantizer_core.config import QuantizationConfig
+from quantizer_core.errors import MachineError
 from quantizer_core.evaluation.run import Comparer, EvaluationRun
 from quantizer_core.graph.files import load_graph
 from quantizer_core.prepare import load_prepared
 from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.reads import BatchReader, ReadCounts
-from quantizer_core.runtime import check_machine
+from quantizer_core.runtime import check_machine, has_vnni
 from quantizer_core.sample import KEPT_RECORDS, SmallestHashes, digest_of
 from quantizer_core.types import TensorSpec
+from quantizer_core.version import VERSION
 
 _NAMESPACE = "quantizer"
 
@@ -47,11 +49,10 @@ class Calibrate(beam.PTransform):
 
     def __init__(self, prepared_dir: str, config: QuantizationConfig):
         super().__init__()
-        self._prepared_dir = prepared_dir
-        self._config = config
+        self._arguments = (_Maker.here(), prepared_dir, config)
 
     def expand(self, examples: beam.PCollection[bytes]) -> beam.PCollection[CalibrationRun]:
-        return examples | _Runs(functools.partial(_Calibration, self._prepared_dir, self._config), CalibrationRun)
+        return examples | _Runs(functools.partial(_Calibration, *self._arguments), CalibrationRun)
 
 
 class Evaluate(beam.PTransform):
@@ -74,10 +75,41 @@ class Evaluate(beam.PTransform):
         config: QuantizationConfig,
     ):
         super().__init__()
-        self._arguments = (fp32_path, int8_path, tuple(inputs), tuple(outputs), config)
+        self._arguments = (_Maker.here(), fp32_path, int8_path, tuple(inputs), tuple(outputs), config)
 
     def expand(self, examples: beam.PCollection[bytes]) -> beam.PCollection[EvaluationRun]:
         return examples | _Runs(functools.partial(_Evaluation, *self._arguments), EvaluationRun)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """What a worker has to have in common with the process that makes the pipeline.
+
+    Attributes:
+      version: of the product.
+      vnni: whether its processor sums 8-bit products without saturating, by which ``reduce_range='auto'`` goes.
+    """
+
+    version: str
+    vnni: bool
+
+    @classmethod
+    def here(cls) -> _Maker:
+        """Returns what this process has."""
+        return cls(VERSION, has_vnni())
+
+    def check_worker(self) -> None:
+        """Makes sure that this process can do the work as the one that made the pipeline would.
+
+        Raises:
+          MachineError: if it cannot run INT8 graphs, or has another version of the product.
+        """
+        check_machine()
+        if self.version != VERSION:
+            raise MachineError(
+                f"a Beam worker has version {VERSION} of quantizer_core, the process that made the pipeline "
+                f"{self.version}: give the workers the same"
+            )
 
 
 class _Reading(Protocol):
@@ -92,8 +124,8 @@ class _Reading(Protocol):
 class _Calibration:
     """A prepared graph, loaded. Shared by the threads of a worker: each bundle works on a fork."""
 
-    def __init__(self, prepared_dir: str, config: QuantizationConfig):
-        check_machine()  # the worker's: it may be another machine than that which makes the pipeline
+    def __init__(self, maker: _Maker, prepared_dir: str, config: QuantizationConfig):
+        maker.check_worker()
         prepared = load_prepared(prepared_dir)
         self.decoder = ExampleDecoder(config, prepared.inputs)
         self.observer = Observer(prepared, batch_size(prepared, config))
@@ -123,13 +155,20 @@ class _Evaluation:
 
     def __init__(
         self,
+        maker: _Maker,
         fp32_path: str,
         int8_path: str,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[str],
         config: QuantizationConfig,
     ):
-        check_machine()
+        maker.check_worker()
+        if config.reduce_range == "auto" and maker.vnni and not has_vnni():
+            raise MachineError(
+                "a Beam worker's processor has no VNNI (or ONEDNN_MAX_CPU_ISA forbids it), on which the 8-bit weights "
+                "of the INT8 graph saturate, and that of the process that made the pipeline has it: evaluate on "
+                "machines like those that will serve, or set reduce_range to 'on'"
+            )
         self.decoder = ExampleDecoder(config, inputs)
         fp32_graph, int8_graph = load_graph(fp32_path), load_graph(int8_path)
         size = batch_size_within(fp32_graph, inputs, outputs, config)

@@ -25,7 +25,8 @@ class SampleExamples(beam.PTransform):
             return records
         return (
             records
-            | "Smallest" >> beam.CombineGlobally(self.combine_fn())
+            # With a default, Beam would hand all that was chosen on as one side input.
+            | "Smallest" >> beam.CombineGlobally(self.combine_fn()).without_defaults()
             | "Records" >> beam.FlatMap(lambda chosen: [record for _, record in chosen])
         )
 

@@ -37,6 +37,8 @@ def command_words(command: str, graph: str) -> list[str]:
     Raises:
       ConfigError: if the command is empty, has an open quotation, or words that only a shell understands.
     """
+    if not isinstance(command, str):
+        raise ConfigError(f"the calibration command must be a command line, one string, not {command!r}")
     try:
         words = shlex.split(command)
     except ValueError as error:

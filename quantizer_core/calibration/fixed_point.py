@@ -12,6 +12,8 @@ import math
 import numpy as np
 
 _LIMIT = 2.0**32
+#: Magnitudes of which sums are good to 2^-16 of the largest: smaller ones vanish in the resolution, larger are clipped.
+LEAST, GREATEST = 2.0**-24, _LIMIT
 _FRACTION_BITS = 40
 # Values whose limbs are made at once: temporaries of so many stay in a processor's cache.
 _BLOCK = 1 << 14

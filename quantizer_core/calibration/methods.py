@@ -11,12 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quantizer_core.calibration.fixed_point import GREATEST, LEAST
 from quantizer_core.calibration.statistics import TensorStatistics
 from quantizer_core.errors import ConfigError, DataError, nearest
 from quantizer_core.types import Range
 
 #: The range given to a tensor that is zero everywhere: scales must not vanish.
 TINY = 1e-6
+#: Magnitudes up to this count as zero: scales made of them would leave float32's normal numbers.
+NOTHING = 1e-30
 #: Levels above zero of the unsigned (0…255) and of the symmetric signed (-127…127) quantiser.
 UNSIGNED_LEVELS, SIGNED_LEVELS = 255, 127
 _KL_BINS = 2048
@@ -35,7 +38,8 @@ def select_range(stats: TensorStatistics, method: str, *, signed: bool, percenti
       percentile: share of the values, in percent, that ``percentile`` covers.
 
     Returns:
-      Finite bounds with min ≤ 0 ≤ max and max - min ≥ ``TINY``.
+      Finite bounds with min ≤ 0 ≤ max and max - min > ``NOTHING``. They are the exact extremes where the method finds
+      no other value than zero: those that it looks at are a sample.
 
     Raises:
       ConfigError: if the method is not known.
@@ -45,11 +49,12 @@ def select_range(stats: TensorStatistics, method: str, *, signed: bool, percenti
         raise ConfigError(f"calibration method {method!r} is not known{nearest(method, METHODS)}")
     if not stats.finite:
         raise DataError("no finite values were observed, so no range can be chosen")
-    low, high = METHODS[method](stats, signed, percentile)
-    low, high = (min(low, 0.0) if signed else 0.0), max(high, 0.0)
-    if max(-low, high) < TINY:
-        return Range(-TINY if signed else 0.0, TINY)
-    return Range(float(low), float(high))
+    for chosen in (METHODS[method], minmax):
+        low, high = chosen(stats, signed, percentile)
+        low, high = (min(low, 0.0) if signed else 0.0), max(high, 0.0)
+        if max(-low, high) > NOTHING:
+            return Range(float(low), float(high))
+    return Range(-TINY if signed else 0.0, TINY)
 
 
 def minmax(stats: TensorStatistics, signed: bool, percentile: float) -> tuple[float, float]:
@@ -61,8 +66,11 @@ def moving_average(stats: TensorStatistics, signed: bool, percentile: float) -> 
     """The mean over the examples of each one's extremes.
 
     A usual moving average (Jacob et al. 2017, arXiv:1712.05877, section 3.1) weighs by order of arrival; this is the
-    limit of it in which all examples weigh the same, so order cannot matter.
+    limit of it in which all examples weigh the same, so order cannot matter. Of values outside 6e-8…4e9, of which no
+    exact sums are kept, it is ``minmax``.
     """
+    if not LEAST <= max(-stats.minimum, stats.maximum) <= GREATEST:
+        return stats.minimum, stats.maximum
     return stats.mean_extremes()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def measure(
     if timeline is not None:
         try:
             os.makedirs(timeline, exist_ok=True)
+            with tempfile.TemporaryFile(dir=timeline):
+                pass
         except OSError as error:
-            raise ConfigError(f"--timeline {timeline!r} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"--timeline {timeline!r} cannot be written to: {error.strerror}") from None
     settings = [Setting(count, batch) for count in threads or sorted({1, processors()}) for batch in batches]
     graphs = {FP32: pair.fp32}
     if bfloat16:

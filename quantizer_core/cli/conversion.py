@@ -110,7 +110,7 @@ def run(request: Request, quiet: bool = False) -> Result:
     check = None
     if request.evaluates:
         examples = comparison_examples(request, config, ())
-        check_comparison(examples, config, request.metric, request.comparison_data)
+        config = check_comparison(examples, config, request.metric, request.comparison_data)
         if request.metric in DETECTION_METRICS:
             check = _check_detector
     ready = calibrated(request, config, quiet, request.output_graph if request.debug else None, check)
@@ -150,21 +150,28 @@ def _check_request(request: Request) -> None:
     if request.debug:
         graph = request.option("output_graph")
         stages = {f"{graph} (its {stage})": path for stage, path in stage_paths(request.output_graph).items()}
-    seen: dict[str, str] = {os.path.abspath(request.input_graph): request.option("input_graph")}
+    seen: dict[str, str] = {_place(request.input_graph): request.option("input_graph")}
     if request.calibration is not None:
-        seen.setdefault(os.path.abspath(request.calibration), "--calibration")
+        seen.setdefault(_place(request.calibration), "--calibration")
     for option, path in (outputs | stages).items():
         if path is None:
             continue
-        other = seen.setdefault(os.path.abspath(path), option)
+        other = seen.setdefault(_place(path), option)
         if other != option:
             raise ConfigError(f"{option} and {other} are the same path {path!r}")
         # Stages are replaced: a run that failed leaves the first of them.
-        check_output(option, path, request.overwrite or option in stages)
-        if option in stages:
-            continue
-        if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != (path == request.saved_model):
-            raise ConfigError(f"{option}: {path!r} is {'a directory' if tf.io.gfile.isdir(path) else 'a file'}")
+        check_output(option, path, request.overwrite or option in stages, directory=path == request.saved_model)
+    old = request.saved_model
+    if old is not None and tf.io.gfile.exists(old) and not tf.io.gfile.exists(os.path.join(old, "saved_model.pb")):
+        raise ConfigError(
+            f"{request.option('saved_model')}: {old!r} exists and is no SavedModel, so it is not replaced; remove it "
+            "or name another directory"
+        )
+
+
+def _place(path: str) -> str:
+    """Returns where a path leads, links followed; what is not local stays as it is."""
+    return path if "://" in path else os.path.realpath(path)
 
 
 def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluation: EvaluationResult | None) -> None:

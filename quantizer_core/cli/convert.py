@@ -20,7 +20,10 @@ from quantizer_core.cli.options import (
 @graph_options()
 @callback_options
 @click.option(
-    "--output_graph", required=True, type=click.Path(), metavar="FILE", help="The INT8 graph to write (.pb or .pbtxt)."
+    "--output_graph",
+    type=click.Path(),
+    metavar="FILE",
+    help="The INT8 graph to write (.pb or .pbtxt). [default: input_graph's name with _int8]",
 )
 @click.option("--evaluation_data", type=click.Path(), metavar="PATH", help="Compare FP32 and INT8 on these examples.")
 @click.option("--evaluate_rest", is_flag=True,
@@ -63,5 +66,7 @@ def convert(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """
     from quantizer_core.cli.conversion import Request, run
     from quantizer_core.cli.report import tell
+    from quantizer_core.graph.names import path_beside
 
+    options["output_graph"] = options["output_graph"] or path_beside(options["input_graph"].rstrip("/"), "int8")
     tell(ctx, run(Request(**options), quiet=as_json), as_json)

@@ -17,7 +17,8 @@ from quantizer_core.graph.names import path_beside
 #: Where things lie in the container, as in 2020.
 WORKSPACE = "/workspace"
 #: Passed on by name, so that no password in a proxy's address is shown or stored.
-PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_KINDS = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
+PROXIES = (*_KINDS, *(name.upper() for name in _KINDS))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -100,8 +101,9 @@ def docker_command(
     mounts = [
         _mount("in_graph", in_graph, f"{WORKSPACE}/pretrained_model/{os.path.basename(in_graph)}", file=True),
         _mount("data_location", data_location, f"{WORKSPACE}/dataset"),
-        _mount("models_zoo", models_zoo, f"{WORKSPACE}/models"),
-        _mount("models_source_dir", models_source_dir, f"{WORKSPACE}/models_source"),
+        # The zoo's scripts write logs into their checkout, and patch and build sources.
+        _mount("models_zoo", models_zoo, f"{WORKSPACE}/models", read_only=False),
+        _mount("models_source_dir", models_source_dir, f"{WORKSPACE}/models_source", read_only=False),
         _mount("out_graph's folder", target, f"{WORKSPACE}/output", read_only=False),
     ]
     line = ["docker", "run", "--rm", "--user", user, "--workdir", WORKSPACE]

@@ -89,11 +89,12 @@ def as_text(found: dict[str, Any]) -> str:
     console = Console(file=text, width=140, color_system=None)
     facts = Table(show_header=False, box=None, pad_edge=False)
     switch = found[SWITCH]
+    asked = "; this program asks for it, others have to" if switch is None and found["onednn"] else ""
     features = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in found["cpu_features"].items())
     bits = "8 bits (VNNI)" if found["vnni_used"] else "7 to 8 bits (no VNNI used: 16-bit sums must not overflow)"
     for name, value in (
         ("TensorFlow", f"{found['tensorflow']}, Python {found['python']}"),
-        ("oneDNN", f"{'on' if found['onednn'] else 'OFF'} ({SWITCH} {_or_unset(switch)})"),
+        ("oneDNN", f"{'on' if found['onednn'] else 'OFF'} ({SWITCH} {_or_unset(switch)}{asked})"),
         ("processor", found["cpu"]),
         ("features", features),
         ("ONEDNN_MAX_CPU_ISA", _or_unset(found["ONEDNN_MAX_CPU_ISA"])),

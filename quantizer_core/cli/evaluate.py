@@ -60,10 +60,10 @@ def evaluate(
     first, examples = (
         itertools.islice(examples_of(request, path, pair.config, pair.inputs), skip_examples, end) for _ in range(2)
     )
-    check_comparison(first, pair.config, metric, path)
+    config = check_comparison(first, pair.config, metric, path)
     assert pair.int8 is not None
     graphs = (pair.fp32, pair.int8, pair.inputs, pair.outputs)
-    result = evaluated(graphs, examples, pair.config, metric, max_drop, as_json)
+    result = evaluated(graphs, examples, config, metric, max_drop, as_json)
     click.echo(result.to_json().rstrip() if as_json else evaluation_as_text(result))
     if report is not None:
         write_text(report, result.to_json())

@@ -14,7 +14,13 @@ from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, DataError, nearest
 from quantizer_core.evaluation.detection import need_pycocotools
-from quantizer_core.evaluation.detectors import DETECTION_METRICS, DetectionRun, evaluate_detectors, judge_detectors
+from quantizer_core.evaluation.detectors import (
+    DETECTION_METRICS,
+    OBJECTS_KEY,
+    DetectionRun,
+    evaluate_detectors,
+    judge_detectors,
+)
 from quantizer_core.evaluation.judge import METRICS, EvaluationResult, judge
 from quantizer_core.evaluation.run import EvaluationRun, evaluate
 from quantizer_core.preprocessing.diagnosis import parsed_example
@@ -40,8 +46,12 @@ def with_label(config: QuantizationConfig, metric: str) -> QuantizationConfig:
     return dataclasses.replace(config, preprocess=dataclasses.replace(config.preprocess, label_key=LABEL_KEY))
 
 
-def check_comparison(examples: Iterator[bytes], config: QuantizationConfig, metric: str, path: str) -> None:
+def check_comparison(
+    examples: Iterator[bytes], config: QuantizationConfig, metric: str, path: str
+) -> QuantizationConfig:
     """Raises what of a comparison can be known to fail before any work on it.
+
+    Returns the choices to compare by: without the label where the metric needs none and the first examples have none.
 
     Args:
       examples: those to compare on; only the first are read.
@@ -50,7 +60,7 @@ def check_comparison(examples: Iterator[bytes], config: QuantizationConfig, metr
       path: where the examples are, for the message.
 
     Raises:
-      DataError: if there are no examples, or none of the first has the label that the metric needs.
+      DataError: if there are no examples, or none of the first has the label or the objects that the metric needs.
       ConfigError: if the metric needs a package that is not installed.
     """
     if metric == "coco_map":
@@ -58,9 +68,16 @@ def check_comparison(examples: Iterator[bytes], config: QuantizationConfig, metr
     first = list(itertools.islice(examples, _LOOKED_AT))
     if not first:
         raise DataError(f"there are no examples for evaluation in {path!r} behind those left out or calibrated with")
-    key = config.preprocess.label_key
-    if metric not in _LABELLED or any(_holds(record, key) for record in first):
-        return
+    key = OBJECTS_KEY if metric == "coco_map" else config.preprocess.label_key
+    if any(_holds(record, key) for record in first):
+        return config
+    if metric == "coco_map":
+        raise DataError(
+            f"the first {len(first)} examples in {path!r} have no objects (feature {key!r}), which --metric coco_map "
+            "needs: choose --metric boxes, which compares the boxes of the two graphs"
+        )
+    if metric not in _LABELLED:
+        return config.without_label()
     raise DataError(
         f"the first {len(first)} examples in {path!r} have no label feature {key!r}, which --metric {metric} needs: "
         "give --labels FILE.csv for a folder, or the feature's name by --label_key, or choose --metric agreement"

@@ -41,7 +41,7 @@ def inspect_graph(options: Mapping[str, Any], count: int, quiet: bool = False) -
       QuantizerError: see ``calibrated``, ``convert`` and ``compare_layers``.
     """
     request = CalibrationRequest(**options)
-    request.check_data(compared=request.evaluation_data is None)
+    request.check_data(compared=request.evaluation_data is None, callback=False)
     if request.calibration_data is None and request.evaluation_data is None:
         raise ConfigError("--calibration holds no examples to compare on: give --evaluation_data")
     ready = calibrated(request, config_of(request), quiet)

@@ -18,17 +18,22 @@ class LoadedGraph:
     Attributes:
       graph_def: the graph.
       inputs, outputs: node names by the signature; empty for a GraphDef file.
-      keys: signature key → node name, where they differ.
+      input_keys, output_keys: signature key → node name, where they differ.
     """
 
     graph_def: graph_pb2.GraphDef
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    input_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    output_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def names(self, given: Sequence[str], default: Sequence[str]) -> tuple[str, ...]:
-        """Returns the node names for what the user wrote (node names or signature keys), or the default for nothing."""
-        return tuple(self.keys.get(name, name) for name in given) or tuple(default)
+    def input_names(self, given: Sequence[str]) -> tuple[str, ...]:
+        """Returns the node names for what the user wrote (node names or signature keys), or the signature's."""
+        return tuple(self.input_keys.get(name, name) for name in given) or self.inputs
+
+    def output_names(self, given: Sequence[str]) -> tuple[str, ...]:
+        """The same for outputs: a key may be that of an input too."""
+        return tuple(self.output_keys.get(name, name) for name in given) or self.outputs
 
 
 def load(path: str, signature: str | None = None, binary: bool | None = None) -> LoadedGraph:
@@ -47,4 +52,4 @@ def load(path: str, signature: str | None = None, binary: bool | None = None) ->
             raise ConfigError(f"--signature goes with a SavedModel, which {path!r} is not")
         return LoadedGraph(load_graph(path, binary))
     frozen = freeze_saved_model(path, signature or "serving_default")
-    return LoadedGraph(frozen.graph_def, frozen.inputs, frozen.outputs, {**frozen.output_keys, **frozen.input_keys})
+    return LoadedGraph(frozen.graph_def, frozen.inputs, frozen.outputs, frozen.input_keys, frozen.output_keys)

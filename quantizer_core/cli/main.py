@@ -37,6 +37,9 @@ class _Group(click.Group):
         except QuantizerError as error:
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except UnicodeEncodeError as error:  # TensorFlow's file systems take names of UTF-8 alone
+            click.echo(f"error: a name is no UTF-8, rename it: {os.fsencode(error.object)!r}", err=True)
+            ctx.exit(2)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -24,7 +24,7 @@ from quantizer_core.cli.options import IMAGE_KEY, LABEL_KEY, CommaList, folder_o
 )
 @folder_options
 @click.option("--extensions", type=CommaList(), help="Files to take. [default: images, or else .wav]")
-@click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out the first files, in the order of names.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out the first files.")
 @click.option("--take", type=click.IntRange(min=1), help="Take so many files after that. [default: all]")
 @click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Spread over so many files.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
@@ -43,7 +43,7 @@ def make_tfrecords(
 ) -> None:
     """Write a folder of images as tf.Examples with image/encoded, image/class/label, image/filename and image/format.
 
-    The files' bytes are kept as they are. Examples come in the order of the file names.
+    The files' bytes are kept as they are. Each sub-folder gives one file in turn, in the order of the names.
     """
     import itertools
 

@@ -52,6 +52,7 @@ _NAMES = {
 )
 @folder_options
 @debug_option
+@click.option("--only_faster", type=bool, help="Leave FP32 what INT8 would make slower. [default: true]")
 @click.option(
     "--registry", type=click.Path(), metavar="FILE.json", help="Another registry. [default: the nine models of 2020]"
 )

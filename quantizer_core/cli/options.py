@@ -128,7 +128,7 @@ def graph_options(required: bool = True) -> Callable[[_Function], _Function]:
             "--num_calibration_examples",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Calibrate on the first N examples, in the order of names. [default: all]",
+            help="Calibrate on the first N examples, of each sub-folder one in turn. [default: all]",
         ),
         click.option(
             "--calibration",

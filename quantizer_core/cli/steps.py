@@ -20,6 +20,7 @@ from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.data import read_examples
 from quantizer_core.errors import ConfigError
+from quantizer_core.graph.files import TEXT_ENDING
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import check_machine
@@ -107,20 +108,20 @@ class CalibrationRequest:
         """Where the examples to compare on are."""
         return self.evaluation_data or self.calibration_data or ""
 
-    def check_data(self, compared: bool) -> None:
+    def check_data(self, compared: bool, callback: bool = True) -> None:
         """Raises ConfigError if the options on what to calibrate and compare on contradict each other.
 
         Args:
           compared: whether the examples of ``calibration_data`` are compared on, and not only calibrated with.
+          callback: whether the command has the option ``callback``.
         """
         if self.evaluate_rest and self.evaluation_data is not None:
             raise ConfigError(f"give --evaluation_data or {self.option('evaluate_rest')}, not both")
         if self.evaluate_rest and self.num_calibration_examples is None:
             raise ConfigError("--evaluate_rest needs --num_calibration_examples: the rest are the examples behind them")
         if self.calibration is None and self.calibration_data is None and self.callback is None:
-            raise ConfigError(
-                "give --calibration_data, or --calibration with what an earlier run saw, or --callback with a command"
-            )
+            words = ", or --callback with a command" if callback else ""
+            raise ConfigError(f"give --calibration_data, or --calibration with what an earlier run saw{words}")
         if self.callback is None and self.callback_timeout is not None:
             raise ConfigError("--callback_timeout goes with --callback")
         if self.callback is not None:
@@ -155,14 +156,18 @@ class Calibrated:
     sample_config: QuantizationConfig
 
 
-def check_output(option: str, path: str, overwrite: bool) -> None:
-    """Raises ConfigError if an option's file or directory cannot be written, or may not be replaced."""
+def check_output(option: str, path: str, overwrite: bool, directory: bool = False) -> None:
+    """Raises ConfigError if an option's file (or ``directory``) cannot be written, or may not be replaced."""
+    if path.endswith("/") and not directory:
+        raise ConfigError(f"{option}: {path!r} names a directory; give the name of a file")
     parent = os.path.dirname(path.rstrip("/"))
     # Object stores have no directories.
     if parent and "://" not in parent and not tf.io.gfile.isdir(parent):
         raise ConfigError(f"{option}: directory {parent!r} does not exist; create it first")
     if tf.io.gfile.exists(path) and not overwrite:
         raise ConfigError(f"{option}: {path!r} exists already; remove it or give --overwrite")
+    if tf.io.gfile.exists(path) and tf.io.gfile.isdir(path) != directory:
+        raise ConfigError(f"{option}: {path!r} is {'a file' if directory else 'a directory'}")
 
 
 def config_of(request: CalibrationRequest) -> QuantizationConfig:
@@ -233,7 +238,7 @@ def calibrated(
                 timeout=request.callback_timeout,
                 on_example=seen,
                 on_line=None if quiet else lambda line: click.echo(f"  {line}", err=True),
-                graph_path=stage_paths(stages_beside)[INSTRUMENTED] if stages_beside is not None else None,
+                graph_path=_instrumented(stages_beside),
             )
         return Calibrated(graph, config, prepared, run, sampled_config(config))
     # Labels are of what is compared on; calibration does without.
@@ -246,12 +251,18 @@ def calibrated(
     return Calibrated(graph, config, prepared, calibration, unlabelled)
 
 
+def _instrumented(stages_beside: str | None) -> str | None:
+    """Returns where the graph for a command goes if it is kept: one in text would be no GraphDef to the command."""
+    path = None if stages_beside is None else stage_paths(stages_beside)[INSTRUMENTED]
+    return None if path is None or path.endswith(TEXT_ENDING) else path
+
+
 def named(request: CalibrationRequest, config: QuantizationConfig, graph: LoadedGraph) -> QuantizationConfig:
     """Returns the choices with the inputs and outputs that the options, the config file or a signature name."""
     return dataclasses.replace(
         config,
-        inputs=graph.names(request.inputs or config.inputs, graph.inputs),
-        outputs=graph.names(request.outputs or config.outputs, graph.outputs),
+        inputs=graph.input_names(request.inputs or config.inputs),
+        outputs=graph.output_names(request.outputs or config.outputs),
     )
 
 

@@ -20,25 +20,41 @@ def find_files(folder: str, extensions: Sequence[str] | None = None) -> list[str
     """Returns the paths, relative to the folder, of its files of one kind, sub-folders included.
 
     Each sub-folder gives one file in turn, in the order of the names, so that the first files of a folder of class
-    folders hold all classes. Names that begin with a dot are passed over.
+    folders hold all classes. Names that begin with a dot are passed over, as is what the Mac puts into archives
+    (``__MACOSX``), and a link to a folder in which it lies.
 
     Raises:
-      DataError: if a folder cannot be read.
+      DataError: if the folder does not exist, or one cannot be read or holds a name that is no UTF-8.
     """
     found: list[str] = []
+    above: dict[str, frozenset[str]] = {}  # directory → where it and those above really are, links followed
+    if not tf.io.gfile.isdir(folder):
+        raise DataError(f"folder {folder!r} does not exist, or is none")
     try:
         for directory, folders, names in tf.io.gfile.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = os.path.relpath(directory, folder) if directory.rstrip("/") != folder.rstrip("/") else ""
+            directory = directory.rstrip("/")
+            known = above.get(os.path.dirname(directory), frozenset()) | {os.path.realpath(directory)}
+            above[directory] = known
+            folders[:] = [
+                name for name in folders
+                if not _passed_over(name) and os.path.realpath(os.path.join(directory, name)) not in known
+            ]  # fmt: skip
+            relative = os.path.relpath(directory, folder) if directory != folder.rstrip("/") else ""
             found.extend(os.path.join(relative, name) for name in names if not name.startswith("."))
     except tf.errors.OpError as error:
         raise DataError(f"folder {folder!r} cannot be read: {error.message}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"folder {folder!r} holds a name that is no UTF-8: {error.object!r}") from None
     for wanted in (tuple(extensions),) if extensions else DEFAULT_EXTENSIONS:
         endings = tuple("." + ending.lower().lstrip(".") for ending in wanted)
         files = [path for path in found if path.lower().endswith(endings)]
         if files:
             return _in_turn(files)
     return []
+
+
+def _passed_over(folder: str) -> bool:
+    return folder.startswith(".") or folder.rstrip("/") == "__MACOSX"
 
 
 def is_folder_of_files(path: str, extensions: Sequence[str] | None = None) -> bool:
@@ -112,7 +128,7 @@ def _class_index(folder: str, files: Sequence[str], classes: Sequence[str] | Non
         return None
     # A class without any file still counts: the index follows the folders, not what happens to lie in them.
     names = (name.rstrip("/") for name in tf.io.gfile.listdir(folder))
-    folders = [name for name in names if not name.startswith(".") and tf.io.gfile.isdir(os.path.join(folder, name))]
+    folders = [name for name in names if not _passed_over(name) and tf.io.gfile.isdir(os.path.join(folder, name))]
     return {name: number for number, name in enumerate(sorted(folders))}
 
 

@@ -51,7 +51,7 @@ def read_labels(source: str | LabelSource) -> dict[str, int]:
     rows = _rows(source.path)
     name_index = label_index = None
     if source.name_column or source.label_column or not _is_data(rows[0]):
-        heading, rows = rows[0], rows[1:]
+        heading, rows = [title.strip() for title in rows[0]], rows[1:]
         name_index = _column(heading, source.name_column, source.path)
         label_index = _column(heading, source.label_column, source.path)
     name_index = 0 if name_index is None else name_index
@@ -72,6 +72,8 @@ def read_labels(source: str | LabelSource) -> dict[str, int]:
             labels[name] = int(text) + source.offset
         except ValueError:
             raise DataError(f"{where}: the label {text!r} of {name!r} is no integer") from None
+        if not -(1 << 63) <= labels[name] < 1 << 63:
+            raise DataError(f"{where}: the label {text!r} of {name!r} is no class: it has more than 64 bits")
     return labels
 
 
@@ -96,7 +98,10 @@ def _rows(path: str) -> list[list[str]]:
         raise DataError(f"labels file {path!r} cannot be read: {error.message}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"labels file {path!r} is no UTF-8 text: {error}") from None
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise DataError(f"labels file {path!r} is no CSV: {error}") from None
     if not rows:
         raise DataError(f"labels file {path!r} is empty")
     return rows

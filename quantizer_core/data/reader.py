@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -13,6 +14,8 @@ from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import ConfigError, DataError
 
 _FILES = tuple(ending for kind in DEFAULT_EXTENSIONS for ending in kind)
+#: How files of TFRecords are called: by their kind, compressed, or as one of several (``train-00000-of-01024``).
+_RECORD_NAME = re.compile(r".*tfrecord.*|.*\.records?(-\d+-of-\d+)?|.*\.gz|.*-\d{5}-of-\d{5}", re.IGNORECASE)
 
 
 def read_examples(
@@ -37,10 +40,17 @@ def read_examples(
 
     Raises:
       ConfigError: if labels, classes or extensions are given for TFRecords.
-      DataError: at once if nothing is there; while iterating if something cannot be read.
+      DataError: at once if nothing is there, or a folder holds images and TFRecords; while iterating if something
+        cannot be read.
     """
     path = os.fspath(path)
     if is_folder_of_files(path, extensions):
+        records = [name for name in tf.io.gfile.listdir(path) if "tfrecord" in name.lower()]
+        if records and not extensions:
+            raise DataError(
+                f"folder {path!r} holds TFRecords ({records[0]}) and images or sounds: name the former by a pattern "
+                f"({os.path.join(path, '*tfrecord*')!r}), or move them apart"
+            )
         return read_folder(
             path, labels=labels, classes=classes, label_key=label_key, image_key=image_key, extensions=extensions
         )
@@ -53,21 +63,23 @@ def read_examples(
 def _record_files(path: str) -> list[str]:
     if tf.io.gfile.isdir(path):
         names = [name for name in sorted(tf.io.gfile.listdir(path)) if not name.startswith((".", "_"))]
-        files = [os.path.join(path, name) for name in names if _is_record_name(name)]
+        files = _not_folders(os.path.join(path, name) for name in names if _RECORD_NAME.fullmatch(name))
         if not files:
             raise DataError(
-                f"folder {path!r} holds neither files of {', '.join(_FILES)} nor TFRecords (*tfrecord*, *.gz)"
+                f"folder {path!r} holds neither files of {', '.join(_FILES)} nor TFRecords (*tfrecord*, *.record, "
+                "*.gz, *-00000-of-00001)"
             )
         return files
+    if tf.io.gfile.exists(path):  # whatever characters are in its name
+        return [path]
     try:
-        files = sorted(tf.io.gfile.glob(path))
+        files = _not_folders(sorted(tf.io.gfile.glob(path)))
     except tf.errors.OpError:
         files = []
-    files = [file for file in files if not tf.io.gfile.isdir(file)]
     if not files:
         raise DataError(f"no examples at {path!r}: no such file or folder, and no file matches it as a pattern")
     return files
 
 
-def _is_record_name(name: str) -> bool:
-    return "tfrecord" in name.lower() or name.endswith((".gz", ".record", ".records"))
+def _not_folders(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not tf.io.gfile.isdir(path)]

@@ -81,8 +81,9 @@ def average_precision(truth: Sequence[ObjectBoxes], found: Sequence[ObjectBoxes]
     from pycocotools.cocoeval import COCOeval
 
     images = [each.image for each in truth]
+    known_images = set(images)
     for each in found:
-        if each.image not in set(images):
+        if each.image not in known_images:
             raise DataError(f"the detector's boxes name image {each.image}, of which the objects are not known")
         if each.scores is None:
             raise DataError(f"the detector's boxes of image {each.image} have no scores")

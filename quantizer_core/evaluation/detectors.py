@@ -34,6 +34,8 @@ OUTPUTS = ("detection_boxes", "detection_scores", "num_detections", "detection_c
 SCORE, FOUND, IOU = 0.3, 0.2, 0.5
 
 _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
+#: A feature that every example with objects has.
+OBJECTS_KEY = _BOX_KEYS[0]
 _CLASS_KEY, _CROWD_KEY = "image/object/class/label", "image/object/is_crowd"
 
 
@@ -204,6 +206,9 @@ def judge_detectors(
         fp32, int8 = 1.0, share
     else:
         raise ConfigError(f"metric is {metric!r}; choose one of {', '.join(DETECTION_METRICS)}")
+    doubt = ""
+    if fp32 <= 0:
+        doubt = " FP32 itself finds nothing right: check the numbers of the classes, the boxes and the preprocessing."
     more: dict[str, float] = {"boxes": run.boxes, "matched": run.matched}
     if run.fp32 is not None and run.int8 is not None:
         more |= {"ap50_fp32": run.fp32.ap50, "ap50_int8": run.int8.ap50}
@@ -215,6 +220,7 @@ def judge_detectors(
         examples=run.images,
         nonfinite=run.nonfinite,
         agreement=share,
+        doubt=doubt,
         facts={**more, **(facts or {})},
     )
 

@@ -18,7 +18,7 @@ from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError, GraphError
 from quantizer_core.graph.control_flow import sporadic_nodes
 from quantizer_core.graph.graph import Graph, canonical, node_of
-from quantizer_core.graph.names import with_port
+from quantizer_core.graph.names import as_node, with_port
 from quantizer_core.lowering.kernels import LEVELS, QINT8, QUINT8, Emitter, IntTensor
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.preprocessing.decoder import ExampleDecoder
@@ -277,7 +277,7 @@ def instrument(
             unmeasured.append(name)
             continue
         kernel = graph.node(integer).op
-        seen = emitter.dequantize_as(IntTensor(integer, planned.dtype, planned.limit), f"{name}/seen", planned)
+        seen = emitter.dequantize_as(IntTensor(integer, planned.dtype, planned.limit), f"{as_node(name)}/seen", planned)
         node = makers.get(name) if kernel != _QUANTIZE else None
         watched.append(_Watched(name, seen, node.kernel or kernel if node else kernel, planned, node))
     for name, node in makers.items():
@@ -290,7 +290,7 @@ def instrument(
 
 def _integer_form(graph: Graph, tensor: str) -> str:
     """Returns the node with a tensor's codes: its kernel's, or the QuantizeV2 of a float32 tensor; "" if none."""
-    for name in (f"{tensor}/int8", f"{tensor.replace(':', '_')}/quantize"):
+    for name in (f"{tensor}/int8", f"{as_node(tensor)}/quantize"):
         if name in graph:
             return name
     return ""

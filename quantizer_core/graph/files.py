@@ -20,6 +20,8 @@ from quantizer_core.whole_file import whole_file
 __all__ = ["FrozenModel", "check_frozen", "freeze_saved_model", "load_graph", "save_graph"]
 
 #: How a text GraphDef begins, comments aside. A binary one begins with a tag byte and a length, which never fit.
+#: Files of such names are written as text.
+TEXT_ENDING = ".pbtxt"
 _TEXT_START = re.compile(rb"\s*(#[^\n]*\n\s*)*(node|library|versions?)\s*[:{<]")
 
 _EXPORT = "load it in Keras, model.export() it, and freeze that SavedModel"
@@ -77,7 +79,7 @@ def save_graph(graph_def: graph_pb2.GraphDef, path: str | os.PathLike[str], over
     if directory and "://" not in path and not tf.io.gfile.isdir(directory):  # object stores have no directories
         raise GraphError(f"cannot write {path!r}: directory {directory!r} does not exist; create it first")
     try:
-        if path.endswith(".pbtxt"):
+        if path.endswith(TEXT_ENDING):
             data = text_format.MessageToString(graph_def).encode()
         else:
             data = graph_def.SerializeToString(deterministic=True)

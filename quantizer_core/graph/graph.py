@@ -48,11 +48,15 @@ class Graph:
       graph_def: any graph.
       copy: False for a graph that is only asked: it shares the GraphDef's nodes, and editing raises ``TypeError``.
 
+    Attributes:
+      protected: names of nodes that no rewrite rule may fold into another, take over or write as another op.
+
     Raises:
       GraphError: if a name occurs twice, or a node reads one that the graph does not hold.
     """
 
     def __init__(self, graph_def: GraphDef, copy: bool = True):
+        self.protected: frozenset[str] = frozenset()
         self._rest = GraphDef()
         for field, value in graph_def.ListFields():
             if field.name == "node":

@@ -32,6 +32,15 @@ def with_port(tensor: str) -> str:
     return tensor if ":" in tensor else f"{tensor}:0"
 
 
+def as_node(tensor: str) -> str:
+    """Returns a name for nodes made for a tensor, another for each: ``a`` stays, ``a:1`` becomes ``a/port_1``.
+
+    (TensorFlow itself calls a second node of the name ``a`` ``a_1``.)
+    """
+    name = canonical(tensor)
+    return name.replace(":", "/port_")
+
+
 def path_beside(graph: str, word: str) -> str:
     """Returns the path of a graph made from another and beside it: ``a/b.pb`` gives ``a/b_word.pb``."""
     root, extension = os.path.splitext(graph)

@@ -12,12 +12,16 @@ from tensorflow.core.framework import graph_pb2
 from quantizer_core.errors import GraphError
 from quantizer_core.graph.control_flow import innermost_frames
 from quantizer_core.graph.graph import Graph, NodeDef, set_attr
+from quantizer_core.graph.names import as_node
 from quantizer_core.lowering.kernels import QINT8, Emitter, IntTensor
 from quantizer_core.lowering.parameters import LayerParameters, nominal_parameters
 from quantizer_core.lowering.shared import share_constants
 from quantizer_core.planning.passive import PLAIN_MOVES
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
 from quantizer_core.types import PreparedGraph
+
+#: Ops to which the values that they read do not matter.
+_SHAPE_OPS = frozenset({"Shape", "Size", "Rank"})
 
 
 def lower(
@@ -72,6 +76,7 @@ class _Lowering:
             if node.quantized:
                 forms[node.form](node)
         for tensor in self.produced:
+            self._tell_shape(tensor)
             self._dequantize(tensor)
         ends = [*self.prepared.outputs, *(spec.name for spec in self.prepared.inputs)]
         self.graph.prune(ends)
@@ -83,7 +88,7 @@ class _Lowering:
     def _source(self, tensor: str) -> IntTensor:
         """Returns the integer form of a tensor; a float one is quantised where it is first needed."""
         if tensor not in self.integers:
-            name = f"{tensor.replace(':', '_')}/quantize"
+            name = f"{as_node(tensor)}/quantize"
             self.integers[tensor], _ = self.emitter.quantize_as(tensor, name, self.plan.tensors[tensor])
         return self.integers[tensor]
 
@@ -95,6 +100,14 @@ class _Lowering:
         """Puts a Dequantize in the place of the FP32 node; pruning takes it away again where no one reads it."""
         name = self.emitter.dequantize_as(self.integers[tensor], f"{tensor}/dequantize", self.plan.tensors[tensor])
         self._take_place(name, tensor)
+
+    def _tell_shape(self, tensor: str) -> None:
+        """Lets who asks for a tensor's shape alone ask its codes: its values need not be dequantised for that."""
+        codes = self.integers[tensor]
+        for edge in list(self.graph.consumers(tensor)):
+            if edge.consumer.op in _SHAPE_OPS:
+                self.graph.set_input(edge.consumer, edge.index, codes.name)
+                set_attr(edge.consumer, "T", getattr(tf, codes.dtype))
 
     def _take_place(self, of: str, name: str) -> None:
         """Gives node ``of``'s definition the name ``name``, whose node it replaces."""

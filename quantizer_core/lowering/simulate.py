@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.graph.graph import Edge, Graph
+from quantizer_core.graph.names import as_node
 from quantizer_core.graph.rename import rename_nodes
 from quantizer_core.lowering.kernels import Emitter
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS, LayerParameters, carried_filter
@@ -55,6 +56,7 @@ def simulate(
     rounded = round_tensors(graph, plan, biased) if tensors else {}
     coded = {node.output for node in plan.nodes if gives_codes(node)}
     ends = {name: rounded[name] for name in prepared.outputs if name in coded and name in rounded}
+    ends = {**{name: biased[name] for name in prepared.outputs if name in biased}, **ends}
     graph.prune([*(ends.get(name, name) for name in prepared.outputs), *(spec.name for spec in prepared.inputs)])
     names = {name: graph.unique_name(f"{name}/unrounded") for name in ends if name in graph}
     return rename_nodes(graph.to_graph_def(), {**names, **{made: name for name, made in ends.items()}})
@@ -99,7 +101,7 @@ def round_tensors(graph: Graph, plan: QuantizationPlan, biased: Mapping[str, str
     result = {}
     for tensor in [*computed, *sorted(entries)]:
         source = biased.get(tensor, tensor)
-        rounded, reader = emitter.round_as(source, f"{tensor.replace(':', '_')}/rounded", plan.tensors[tensor])
+        rounded, reader = emitter.round_as(source, f"{as_node(tensor)}/rounded", plan.tensors[tensor])
         graph.redirect(source, rounded, where=_reads(() if tensor in coded else readers, reader))
         result[tensor] = rounded
     return result

@@ -19,6 +19,7 @@ import tensorflow as tf
 from quantizer_core.calibration.statistics import CalibrationStatistics, TensorStatistics
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.graph.graph import Graph
+from quantizer_core.graph.names import as_node
 from quantizer_core.lowering.kernels import LEVELS, Emitter
 from quantizer_core.planning.make import make_plan
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan, TensorPlan
@@ -51,21 +52,15 @@ def plan_finely(
     found = _coarse_inputs(prepared, statistics, plan) if config.fine_inputs else {}
     if not found:
         return prepared, statistics, plan
-    names = {tensor: _fine_name(tensor) for tensor in found}
-    more = {
-        names[tensor]: _statistics(statistics.tensors[tensor], plan.tensors[tensor]) for tensor in found
-    }  # fmt: skip
+    names = {tensor: prepared.graph.unique_name(f"{as_node(tensor)}/fine") for tensor in found}
+    more = {names[tensor]: _statistics(statistics.tensors[tensor], plan.tensors[tensor]) for tensor in found}
     statistics = CalibrationStatistics({**statistics.tensors, **more}, statistics.num_examples)
     # The plan does not depend on the grids, which are known after it.
-    plan = make_plan(_split(prepared, found, plan.tensors), statistics, config, kept)
+    plan = make_plan(_split(prepared, found, names, plan.tensors), statistics, config, kept)
     joins = set(names.values())
     plan = dataclasses.replace(plan, nodes=tuple(node for node in plan.nodes if node.name not in joins))
     grids = {tensor: plan.tensors[names[tensor]] for tensor in found if names[tensor] in plan.tensors}
-    return _split(prepared, {tensor: found[tensor] for tensor in grids}, grids), statistics, plan
-
-
-def _fine_name(tensor: str) -> str:
-    return f"{tensor.replace(':', '_')}/fine"
+    return _split(prepared, {tensor: found[tensor] for tensor in grids}, names, grids), statistics, plan
 
 
 def _coarse_inputs(
@@ -129,13 +124,16 @@ def _statistics(found: TensorStatistics, planned: TensorPlan) -> TensorStatistic
 
 
 def _split(
-    prepared: PreparedGraph, found: Mapping[str, tuple[NodePlan, ...]], grids: Mapping[str, TensorPlan]
+    prepared: PreparedGraph,
+    found: Mapping[str, tuple[NodePlan, ...]],
+    names: Mapping[str, str],
+    grids: Mapping[str, TensorPlan],
 ) -> PreparedGraph:
-    """Writes tensors as two parts and lets their readers read both."""
+    """Writes tensors as two parts, joined under other names, and lets their readers read both."""
     graph = Graph(prepared.graph_def)
     emitter = Emitter(graph)
     for tensor, readers in found.items():
-        fine = _parts(graph, emitter, tensor, grids[tensor])
+        fine = _parts(graph, emitter, tensor, names[tensor], grids[tensor])
         for node in readers:
             anchor = graph.node(node.name)
             weights = np.asarray(graph.constant(anchor.input[1]))
@@ -147,9 +145,8 @@ def _split(
     return dataclasses.replace(prepared, graph_def=graph.to_graph_def())
 
 
-def _parts(graph: Graph, emitter: Emitter, tensor: str, grid: TensorPlan) -> str:
-    """Adds the nodes that write a tensor as multiples of its step and sixteen times the rest; returns their join."""
-    base = _fine_name(tensor)
+def _parts(graph: Graph, emitter: Emitter, tensor: str, base: str, grid: TensorPlan) -> str:
+    """Writes a tensor as multiples of its step and sixteen times the rest; returns their join, which is ``base``."""
     step = grid.limit / LEVELS[grid.dtype]
     low = 0 if grid.dtype == "quint8" else -LEVELS[grid.dtype]
 

@@ -40,8 +40,6 @@ ENOUGH_PRODUCTS = {False: 64, True: 40}
 #: goes into or comes out of an island with convolutions, whose products take less time. And the rows up to which FP32's
 #: matrix product takes no longer than for one, as it waits for the weights.
 KERNEL_PRODUCTS, ENTRY_PRODUCTS, EDGE_PRODUCTS, READING_ROWS = 100_000, 50_000, 300_000, 7
-#: Smallest range: a tensor that is always zero still needs a scale.
-SMALLEST_LIMIT = 1e-6
 
 
 def excluded_names(graph: Graph, config: QuantizationConfig) -> frozenset[str]:
@@ -154,7 +152,8 @@ class _Planner:
         vnni = has_vnni()
         self.reduced = config.reduce_range == "on" or (config.reduce_range == "auto" and not vnni)
         self.enough_products = ENOUGH_PRODUCTS[vnni]
-        self.rows = batch_limit(prepared.inputs) or config.serving_batch_size
+        # An input without a batch dimension makes it 1 for calibration, not for the rows that a kernel gets.
+        self.rows = batch_limit([spec for spec in prepared.inputs if spec.has_batch]) or config.serving_batch_size
         self._few: dict[str, str] = {}  # of each AvgPool that has been asked for: what ``_few_codes`` says
 
     def plan(self) -> QuantizationPlan:
@@ -347,7 +346,7 @@ class _Planner:
         lopsided = -low < LOPSIDED * high
         if not all((s.form == "matmul" and not s.integer) or (lopsided and self._pads_nothing(s)) for s in readers):
             return None
-        limit = max(high - low, SMALLEST_LIMIT)
+        limit = high - low
         if lopsided:  # zero gets a code of its own, as it has many readings there
             return TensorPlan(tensor, QUINT8, limit, round(-low * 255 / limit) * limit / 255)
         return TensorPlan(tensor, QUINT8, limit, -low)
@@ -370,7 +369,7 @@ class _Planner:
         low, high = max(found.min, -GATE_CLOSED), max(found.max, 0.0)
         if -low >= high or self.graph.sole_consumer(gates[0]) is None or gates[0] in self.matcher.outputs:
             return None
-        limit = max(high - low, SMALLEST_LIMIT)
+        limit = high - low
         return TensorPlan(members[0], QUINT8, limit, round(-low * 255 / limit) * limit / 255)
 
     def _pads_nothing(self, step: Step) -> bool:
@@ -392,7 +391,7 @@ class _Planner:
             return
         found = self._range(step.summand, signed=True)
         low, high = min(found.min, 0.0), max(found.max, 0.0)
-        tensors[step.summand] = TensorPlan(step.summand, QUINT8, max(high - low, SMALLEST_LIMIT), -low)
+        tensors[step.summand] = TensorPlan(step.summand, QUINT8, high - low, -low)
 
     def _statistics(self, tensor: str) -> TensorStatistics:
         found = self.statistics.tensors.get(tensor)
@@ -407,7 +406,7 @@ class _Planner:
 
     def _limit(self, tensor: str, signed: bool) -> float:
         found = self._range(tensor, signed)
-        return max(abs(found.min) if signed else 0.0, found.max, SMALLEST_LIMIT)
+        return max(abs(found.min) if signed else 0.0, found.max)
 
     def _unreached(self, node: NodeDef) -> str:
         """Returns why an AvgPool in a branch or loop has no range, or ""."""

@@ -154,7 +154,7 @@ class QuantizationPlan:
                 raise ConfigError(f"the plan has format {values['format']!r}; this version reads format {FORMAT}")
             nodes = tuple(NodePlan(**_tuples(node)) for node in values["nodes"])
             tensors = [TensorPlan(**_tuples(tensor)) for tensor in values["tensors"]]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ConfigError(f"not a quantization plan: {error}") from None
         return cls(nodes, {tensor.name: tensor for tensor in sorted(tensors, key=lambda t: t.name)})
 

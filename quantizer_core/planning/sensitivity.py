@@ -23,7 +23,7 @@ from quantizer_core.lowering.kernels import LEVELS
 from quantizer_core.lowering.parameters import WEIGHTED_FORMS
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.planning.work import products_a_value
-from quantizer_core.runtime import batch_size_for, imported, stack_batch
+from quantizer_core.runtime import batch_size_for, imported, in_whole_batches, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples that are looked at, examples a step (the way back needs every tensor of the way there: more than half a
@@ -62,7 +62,7 @@ def sensitivity(
       plan: its plan.
       examples: input name → array without batch dimension; not empty; the first ``EXAMPLES`` are used.
     """
-    examples = examples[:EXAMPLES]
+    examples = in_whole_batches(examples[:EXAMPLES], prepared.inputs)
     graph = prepared.graph
     if len(prepared.outputs) != 1 or graph.remembered(sporadic_nodes):
         return None

@@ -22,6 +22,7 @@ KEEPS_SIGN = frozenset(
 ALL_INPUTS = frozenset({"Add", "AddV2", "AddN", "Mul", "Maximum", "Minimum", "ConcatV2", "Pack", "RealDiv", "BiasAdd"})
 _DATA_INPUT = {"Split": 1}
 _UNSIGNED = frozenset(d.as_datatype_enum for d in (tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.bool))
+_FLOATING = frozenset(d.as_datatype_enum for d in (tf.float16, tf.bfloat16, tf.float32, tf.float64))
 
 
 class Signs:
@@ -57,6 +58,8 @@ class Signs:
             value = self._graph.constant(name)
             return bool(value is not None and value.dtype.kind in "fiub" and np.all(value >= 0))
         if node.op == "Cast":
+            if node.attr["DstT"].type not in _FLOATING:  # a narrower integer may wrap around
+                return False
             return node.attr["SrcT"].type in _UNSIGNED or None
         if node.op in NONNEGATIVE:
             return True

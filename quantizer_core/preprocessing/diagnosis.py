@@ -172,6 +172,10 @@ def _image_finding(example: tf.train.Example, key: str) -> _Finding | None:
     try:
         tf.io.decode_image(data, expand_animations=False)
     except tf.errors.OpError:
+        if data.startswith(_IMAGE_STARTS):
+            return _Finding(
+                "bad_image", f"image feature {key!r} holds an image of {len(data)} bytes that is damaged or cut short"
+            )
         return _Finding(
             "bad_image",
             f"image feature {key!r} holds {len(data)} bytes that are no JPEG, PNG, GIF or BMP image "

@@ -86,6 +86,8 @@ class Covariance:
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows of patches, float32 [positions, taps, channels]."""
+        if not len(rows):
+            return
         taps = rows.shape[1:]
         flat = rows.reshape(len(rows), -1)
         if self._shift is None:

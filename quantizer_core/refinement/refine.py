@@ -12,6 +12,7 @@ The result depends on the sample alone. Time and memory grow with its size, not 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -50,32 +51,39 @@ def refine(
     Raises:
       GraphError: naming a node that cannot be computed on an example.
     """
+    with contextlib.closing(Simulation(prepared, plan, examples)) as simulation:
+        return _refined(prepared, plan, simulation, config, on_kernel) if simulation.steps else {}
+
+
+def _refined(
+    prepared: PreparedGraph,
+    plan: QuantizationPlan,
+    simulation: Simulation,
+    config: QuantizationConfig,
+    on_kernel: Callable[[int, int], None] | None,
+) -> dict[str, LayerParameters]:
     graph = prepared.graph
-    simulation = Simulation(prepared, plan, examples)
-    if not simulation.steps:
-        return {}
     wanted = _fp32_means(prepared, simulation) if config.bias_correction else {}
     result = {}
-    for node in simulation.steps:
+    for done, node in enumerate(simulation.steps, 1):
         scales = plan.tensors[node.sources[0]].scales
         filters = carried_filter(filter_of(graph, node), scales)
         sources = simulation.source(node)
-        if not any(values.size for values in sources):  # a later stage that none of the sample's examples reaches
+        if any(values.size for values in sources):
+            weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, scales, config)
+            means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
+            bias = bias_of(graph, node, filters)
+            if config.bias_correction:
+                bias = wanted[node.name] - means
+                if node.summand:
+                    bias -= simulation.summand_means(node)
+            result[node.name] = LayerParameters(weights, bias.astype(np.float32))
+        else:  # a later stage that none of the sample's examples reaches
             simulation.compute(node, filters)
-            simulation.finish(node, bias_of(graph, node, filters).astype(np.float32))
-            continue
-        weights = _weights(graph.node(node.name), node, filters, even_codes(node, plan), sources, scales, config)
-        means = simulation.compute(node, carried_filter(weights.dequantized(), 1 / scales))
-        bias = bias_of(graph, node, filters)
-        if config.bias_correction:
-            bias = wanted[node.name] - means
-            if node.summand:
-                bias -= simulation.summand_means(node)
-        result[node.name] = LayerParameters(weights, bias.astype(np.float32))
-        simulation.finish(node, result[node.name].bias)
+            bias = bias_of(graph, node, filters)
+        simulation.finish(node, bias.astype(np.float32))
         if on_kernel is not None:
-            on_kernel(len(result), len(simulation.steps))
-    simulation.close()
+            on_kernel(done, len(simulation.steps))
     return result
 
 
@@ -103,7 +111,8 @@ def _weights(
     waiting: list[np.ndarray] = []
     for values in sources:
         if node.op == "MatMul":
-            waiting.append(values.reshape(-1, 1, values.shape[-1])[:positions])
+            rows = values.reshape(-1, 1, values.shape[-1])
+            waiting.append(rows[:: max(-(-len(rows) // positions), 1)])
         else:
             waiting.append(_patches(anchor, node, values, size, positions))
         # A product of many rows costs little more than one of few.

@@ -19,7 +19,7 @@ from quantizer_core.lowering.parameters import WEIGHTED_FORMS, filter_of
 from quantizer_core.lowering.simulate import gives_codes, round_tensors, set_parameters
 from quantizer_core.planning.plan import NodePlan, QuantizationPlan
 from quantizer_core.refinement.moments import column_sums
-from quantizer_core.runtime import batch_size_for, compiled, imported, stack_batch
+from quantizer_core.runtime import batch_size_for, compiled, imported, in_whole_batches, stack_batch
 from quantizer_core.types import PreparedGraph
 
 #: Examples a step.
@@ -33,7 +33,8 @@ class Simulation:
       prepared: the FP32 graph.
       plan: its plan.
       examples: input name → array without batch dimension; all are run at every step, but for those beyond the last
-        whole batch: kernels round otherwise, and some not the same each time, for a batch of another size.
+        whole batch: kernels round otherwise, and some not the same each time, for a batch of another size. Where the
+        graph fixes a larger batch they are repeated.
 
     Attributes:
       steps: the kernels with weights, in the order in which they are run.
@@ -43,9 +44,9 @@ class Simulation:
     def __init__(self, prepared: PreparedGraph, plan: QuantizationPlan, examples: Sequence[Mapping[str, np.ndarray]]):
         sporadic = prepared.graph.remembered(sporadic_nodes)  # cannot be fetched
         self.steps = [node for node in plan.nodes if node.form in WEIGHTED_FORMS and node.name not in sporadic]
-        self._inputs = prepared.inputs
         wanted = [node.output for node in self.steps]
         size = batch_size_for(prepared.graph_def, prepared.inputs, wanted, BATCH, examples)
+        examples = in_whole_batches(examples, prepared.inputs)
         examples = examples[: max(len(examples) // size * size, min(size, len(examples)))]
         chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
         self.feeds = [stack_batch(chunk, prepared.inputs, len(chunk)) for chunk in chunks]
@@ -64,9 +65,10 @@ class Simulation:
         self._cuts = {node.name: made.get(node.output, node.output) for node in self.steps}
         self._last_use(graph)
         # What TensorFlow does anew for every step takes time for every node: those behind the kernels are left out.
-        graph.prune([*self._cuts.values(), *self._value.values(), *(node.name for node in self.steps)])
+        inputs = [spec.name for spec in prepared.inputs]  # fed at every step, whether a kernel needs them or not
+        graph.prune([*self._cuts.values(), *self._value.values(), *(node.name for node in self.steps), *inputs])
         # Every step feeds and fetches other tensors: optimising the graph anew each time costs more than it gains.
-        config = tf.ConfigProto()
+        config = tf.ConfigProto(allow_soft_placement=True)
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.Session(graph=imported(graph.to_graph_def()), config=config)
 

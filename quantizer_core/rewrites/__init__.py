@@ -57,14 +57,15 @@ RULES: tuple[Rule, ...] = (
     split_matmul_of_concat,
 )
 
-#: Rules that write an op as another one under its old name → the op: one that is to stay FP32 stays what it is.
-_WRITTEN_AS_ANOTHER: dict[Rule, str] = {replace_add_n: "AddN", widen_depthwise: "DepthwiseConv2dNative"}
-
 _LOG = logging.getLogger(__name__)
 
 
 def apply_rewrites(
-    graph_def: GraphDef, inputs: Sequence[str], outputs: Sequence[str], excluded_ops: Collection[str] = ()
+    graph_def: GraphDef,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    excluded_ops: Collection[str] = (),
+    excluded_nodes: Collection[str] = (),
 ) -> tuple[GraphDef, tuple[RewriteReport, ...]]:
     """Returns an equal graph (up to float rounding) to which no rule applies any more, and what each rule did.
 
@@ -72,7 +73,8 @@ def apply_rewrites(
       graph_def: a frozen graph; it is not changed.
       inputs: names of the nodes that are fed; any op. They are placeholders in the result, needed or not.
       outputs: names of the nodes that are read; they keep their names and values.
-      excluded_ops: op types that stay FP32, which no rule writes as another that need not.
+      excluded_ops, excluded_nodes: op types and nodes that stay FP32: no rule folds one into a kernel, lets a kernel
+        take over what it does, or writes it as another op. (What follows one is folded into it as into others.)
 
     Raises:
       UnknownNodeError: if the graph holds no node of a given name.
@@ -82,11 +84,11 @@ def apply_rewrites(
     read = [node_of(name) for name in outputs]
     graph = Graph(graph_def)
     position = {node.name: index for index, node in enumerate(graph_def.node)}
-    rules = [rule for rule in RULES if _WRITTEN_AS_ANOTHER.get(rule, "") not in excluded_ops]
+    graph.protected = frozenset(excluded_nodes).union(node.name for node in graph if node.op in excluded_ops)
     changed: dict[str, dict[str, None]] = {rule.__name__: {} for rule in RULES}
     idle = 0  # rules that found nothing to do since the graph was last changed: one may uncover work for an earlier one
-    for rule in itertools.cycle(rules):
-        if idle == len(rules):
+    for rule in itertools.cycle(RULES):
+        if idle == len(RULES):
             break
         names = rule(graph, fed, read)
         changed[rule.__name__].update(dict.fromkeys(names))

@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 def read_step(graph: Graph, node: NodeDef, layout: Layout, source: str | None = None) -> Step | None:
-    """Returns the step that a node is, or None if it is none.
+    """Returns the step that a node is, or None if it is none or may not be folded.
 
     Args:
       graph: holds the node.
@@ -55,7 +55,7 @@ def read_step(graph: Graph, node: NodeDef, layout: Layout, source: str | None = 
       layout: of the tensor that is scaled; the constants must not broadcast it to another shape.
       source: the tensor that must be the scaled one; by default whichever operand is not constant.
     """
-    if not is_float32(node):
+    if not is_float32(node) or node.name in graph.protected:
         return None
     if node.op in _BINARY:
         return _binary(graph, node, layout, source)

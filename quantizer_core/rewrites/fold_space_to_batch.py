@@ -28,6 +28,8 @@ def fold_space_to_batch(graph: Graph, inputs: Sequence[str], outputs: Sequence[s
     for node in graph:
         if node.op != "BatchToSpaceND" or node.name not in graph or not is_float32(node):
             continue
+        if node.name in graph.protected:
+            continue
         conv = _convolution_before(graph, node, outputs)
         pads = _pads(graph, node, conv) if conv is not None else None
         if conv is None or pads is None:
@@ -63,7 +65,7 @@ def _convolution_before(graph: Graph, node: NodeDef, outputs: Sequence[str]) -> 
     space = graph.producer(current, 0)
     if not plain or not valid or graph.sole_consumer(current.name) is None or space.op != "SpaceToBatchND":
         return None
-    return None if graph.control_inputs(space) else current
+    return None if graph.control_inputs(space) or space.name in graph.protected else current
 
 
 def _pads(graph: Graph, node: NodeDef, conv: NodeDef) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from quantizer_core.graph.attrs import attr_string
 from quantizer_core.graph.control_flow import pivots
 from quantizer_core.graph.graph import Graph, NodeDef, canonical
+from quantizer_core.graph.names import as_node
 from quantizer_core.rewrites.ops import CONTROL_FLOW_OPS, flag
 
 
@@ -74,7 +75,7 @@ def _switch_of(graph: Graph, condition: str) -> str:
                 return edge.consumer.name
         node = graph.node(source)
         source = canonical(node.input[0]) if node.op == "Identity" else ""
-    return graph.add_node("Switch", f"{condition.replace(':', '_')}/branches", [condition, condition], T=tf.bool)
+    return graph.add_node("Switch", f"{as_node(condition)}/branches", [condition, condition], T=tf.bool)
 
 
 def _move_in(graph: Graph, node: NodeDef, port: int, source: NodeDef, pivot: str, readers: set[str]) -> None:

@@ -48,7 +48,7 @@ def padding_before(graph: Graph, node: NodeDef) -> list[int] | None:
     if not is_float32(node) or attr_string(node, "padding") != "VALID":
         return None
     pad = graph.producer(node, 0)
-    if pad.op not in ("Pad", "PadV2") or graph.control_inputs(pad):
+    if pad.op not in ("Pad", "PadV2") or pad.name in graph.protected or graph.control_inputs(pad):
         return None
     if pad.op == "PadV2":
         value = graph.constant(pad.input[2])

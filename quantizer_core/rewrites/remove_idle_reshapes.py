@@ -28,7 +28,7 @@ def remove_idle_reshapes(graph: Graph, inputs: Sequence[str], outputs: Sequence[
     Returns:
       The names of the nodes removed.
     """
-    kept = set(outputs)
+    kept = graph.protected.union(outputs)
     found: list[tuple[NodeDef, list[int] | None]] = []
     for node in graph:
         if node.op != "Reshape" or node.name in kept or near_control_flow(graph, node):

@@ -53,7 +53,7 @@ def _is_candidate(graph: Graph, node: NodeDef) -> bool:
     ):
         return False
     concat = graph.producer(node, 0)
-    if concat.op != "ConcatV2" or graph.control_inputs(concat):
+    if concat.op != "ConcatV2" or concat.name in graph.protected or graph.control_inputs(concat):
         return False
     axis = graph.constant(graph.data_inputs(concat)[-1])
     return axis is not None and int(axis) in (1, -1) and concat.attr["N"].i > 1

@@ -19,7 +19,7 @@ def widen_depthwise(graph: Graph, inputs: Sequence[str], outputs: Sequence[str])
     changed = []
     for node in list(graph):
         shape = graph.constant_shape(node.input[1]) if node.op == "DepthwiseConv2dNative" else None
-        if shape is None or shape[2] != 1 or shape[3] == 1 or not is_float32(node):
+        if shape is None or shape[2] != 1 or shape[3] == 1 or not is_float32(node) or node.name in graph.protected:
             continue
         convolution = NodeDef()
         convolution.CopyFrom(node)

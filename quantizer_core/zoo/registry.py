@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ class ZooModel:
     Attributes:
       name: what ``--model`` takes.
       script: path of the launching script in a checkout of the zoo.
-      arguments: its arguments that do not depend on files.
-      in_graph, data_location, model_source_dir: its arguments that name files, ``{}`` in a file's place; "" if it takes
-        no such argument.
-      passed_on: ``NAME=VALUE`` that go to the model's own script.
+      arguments: its arguments that do not depend on files, in the words of a shell.
+      in_graph, data_location, model_source_dir: likewise those that name files, ``{}`` in a file's place; "" if it
+        takes no such argument.
+      passed_on: what goes to the model's own script.
       config: inputs, outputs, exclusions, granularity and preprocessing.
       metric: the metric that its INT8 graph is judged by; "" if the entry has none.
     """
@@ -63,10 +64,17 @@ class ZooModel:
             raise ConfigError(f"model {self.name!r} needs --models_source_dir with the sources that its script imports")
         if source_dir is not None and not self.model_source_dir:
             raise ConfigError(f"model {self.name!r} takes no --models_source_dir")
-        command = [python, script, *self.arguments, self.in_graph, self.data_location.replace("{}", data_location)]
+        command = [python, script, *_words(*self.arguments), *_words(self.in_graph)]
+        command += [word.replace("{}", data_location) for word in _words(self.data_location)]
         if source_dir is not None:
-            command.append(self.model_source_dir.replace("{}", source_dir))
-        return [*command, "--", *self.passed_on] if self.passed_on else command
+            command += [word.replace("{}", source_dir) for word in _words(self.model_source_dir)]
+        passed_on = _words(*self.passed_on)
+        return [*command, *(["--"] if passed_on[:1] not in ([], ["--"]) else []), *passed_on]
+
+
+def _words(*entries: str) -> list[str]:
+    """Returns the words of a command line in parts, as the registry of 2020 has it: a part may hold blanks."""
+    return shlex.split(" ".join(entries))
 
 
 def load_models(path: str | os.PathLike[str] = MODELS) -> dict[str, ZooModel]:

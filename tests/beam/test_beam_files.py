@@ -44,6 +44,17 @@ def test_files_that_a_worker_does_not_see_fail_the_pipeline(tmp_path: Path) -> N
         pipeline.run().wait_until_finish()
 
 
+def test_other_files_that_a_worker_sees_fail_the_pipeline(tmp_path: Path) -> None:
+    """As many as there are, of the same names, but older ones, say, in a copy of the folder."""
+    path = tmp_path / "here"
+    write_tfrecords([b"a"], str(path))
+    pipeline = beam.Pipeline()
+    _ = pipeline | ReadRecords([str(path)])
+    write_tfrecords([b"a", b"b"], str(path), overwrite=True)
+    with pytest.raises(DataError, match="a Beam worker sees files .*here of other names or sizes"):
+        pipeline.run().wait_until_finish()
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     for name in ("good", "cut"):
         write_tfrecords([b"a", b"b"], str(tmp_path / name))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import apache_beam as beam
@@ -13,11 +16,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from quantizer_core.beam import Calibrate, Evaluate, SampleExamples, WriteOne, read_one, runs
 from quantizer_core.calibration.run import CalibrationRun, calibrate
 from quantizer_core.calibration.run import checked as checked_calibration
-from quantizer_core.errors import DataError
+from quantizer_core.errors import DataError, MachineError
 from quantizer_core.evaluation import evaluate
 from quantizer_core.evaluation.run import EvaluationRun
 from quantizer_core.evaluation.run import checked as checked_evaluation
 from quantizer_core.graph.files import save_graph
+from quantizer_core.onednn import SWITCH
 from quantizer_core.prepare import save_prepared
 from quantizer_core.reads import Work
 from quantizer_core.sample import SmallestHashes
@@ -123,6 +127,37 @@ def test_a_worker_loads_the_graph_once_for_all_its_threads(
     monkeypatch.setattr(runs, "load_prepared", lambda directory: loads.append(directory) or load(directory))
     run(records(40), Calibrate(prepared_dir, CONFIG), tmp_path, direct(3, "multi_threading"))
     assert loads == [prepared_dir]
+
+
+def test_a_worker_of_another_kind_or_version_is_refused(
+    prepared_dir: str, graphs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "has_vnni", lambda: True)
+    made = Evaluate(*graphs, INPUTS, OUTPUTS, CONFIG)._arguments
+    either_way = Evaluate(*graphs, INPUTS, OUTPUTS, dataclasses.replace(CONFIG, reduce_range="on"))._arguments
+    calibration = Calibrate(prepared_dir, CONFIG)._arguments
+    runs._Evaluation(*made)
+    monkeypatch.setattr(runs, "has_vnni", lambda: False)
+    with pytest.raises(MachineError, match="worker's processor has no VNNI .* set reduce_range to 'on'"):
+        runs._Evaluation(*made)
+    runs._Evaluation(*either_way)
+    runs._Calibration(*calibration)
+    monkeypatch.setattr(runs, "VERSION", "9.9")
+    for load, arguments in ((runs._Evaluation, either_way), (runs._Calibration, calibration)):
+        with pytest.raises(MachineError, match="a Beam worker has version 9.9 of quantizer_core"):
+            load(*arguments)
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, "1"), ("0", "0")])
+def test_a_worker_that_nobody_told_asks_for_onednn(given: str | None, asked: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+    if given is not None:
+        environment[SWITCH] = given
+    said = subprocess.run(
+        [sys.executable, "-c", f"import os, quantizer_core.beam; print(os.environ[{SWITCH!r}])"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.split() == [asked]
 
 
 def test_graphs_are_read_from_any_path_that_tensorflow_knows(tmp_path: Path) -> None:

@@ -153,3 +153,8 @@ def test_files_of_this_process_stay_closed() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_list_is_no_command() -> None:
+    with pytest.raises(ConfigError, match=r"must be a command line, one string, not \['python'"):
+        command_words(["python", "a.py"], "G.pb")  # type: ignore[arg-type]

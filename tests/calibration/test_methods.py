@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from quantizer_core.calibration import METHODS, TensorStatistics, select_range
 from quantizer_core.calibration.fixed_point import to_limbs
-from quantizer_core.calibration.methods import TINY
+from quantizer_core.calibration.methods import NOTHING, TINY
 from quantizer_core.config import CALIBRATION_METHODS
 from quantizer_core.errors import ConfigError, DataError
 
@@ -118,6 +120,23 @@ def test_zeros_get_a_tiny_but_valid_range(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("unit", [1e-25, 1e-13, 1e13])
+def test_a_range_does_not_depend_on_the_unit(method: str, unit: float) -> None:
+    values = np.random.default_rng(4).normal(size=20_000).astype(np.float32)
+    expected = select_range(statistics(values), method, signed=True)
+    found = select_range(statistics((values * np.float32(unit)).astype(np.float32)), method, signed=True)
+    assert np.array(found) / unit == pytest.approx(np.array(expected), rel=0.2)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_sample_of_nothing_but_zeros_leaves_the_extremes(method: str, signed: bool) -> None:
+    """The click in an image of zeros, of which every 65th pixel is looked at."""
+    seen = dataclasses.replace(statistics(np.zeros(100)), minimum=-3.0 if signed else 0.0, maximum=5.0)
+    assert select_range(seen, method, signed=signed) == (-3.0 if signed else 0.0, 5.0)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("signed", [True, False])
 @given(
     values=hnp.arrays(
@@ -131,7 +150,7 @@ def test_zeros_get_a_tiny_but_valid_range(method: str) -> None:
 def test_every_range_is_valid_and_within_what_was_seen(method: str, signed: bool, values: np.ndarray) -> None:
     values = values if signed else np.abs(values)
     low, high = select_range(statistics(values), method, signed=signed)
-    assert np.isfinite([low, high]).all() and low <= 0 <= high and max(-low, high) >= TINY
+    assert np.isfinite([low, high]).all() and low <= 0 <= high and max(-low, high) > NOTHING
     assert low >= min(float(values.min()), 0.0) - TINY and high <= max(float(values.max()), 0.0) + TINY
     assert signed or low == 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner, Result
 
+from quantizer_core.cli.load import LoadedGraph
 from quantizer_core.cli.main import cli
 from quantizer_core.data import read_examples, tensor_example, write_tfrecords
 from quantizer_core.graph.files import load_graph
@@ -136,6 +139,14 @@ def test_a_saved_model_is_taken_with_its_signature_keys(workspace: Workspace) ->
     assert result.exit_code in (1, 2) and "other" in result.stderr
 
 
+def test_a_key_may_be_that_of_an_input_and_of_an_output() -> None:
+    """As that of a model that makes images of images."""
+    graph = LoadedGraph(tf.compat.v1.GraphDef(), ("in",), ("out",), {"image": "in"}, {"image": "out"})
+    assert graph.input_names(["image"]) == graph.input_names([]) == ("in",)
+    assert graph.output_names(["image"]) == graph.output_names([]) == ("out",)
+    assert graph.output_names(["other"]) == ("other",)
+
+
 def test_options_go_before_the_config_file(workspace: Workspace) -> None:
     config = workspace.root / "config.json"
     options = {"excluded_ops": ["Conv2D"], "per_channel": False, "outputs": ["logits"], "only_faster": False}
@@ -221,10 +232,72 @@ def test_what_a_comparison_lacks_is_said_before_the_work(workspace: Workspace) -
         (["--evaluation_data", root / "none"], "no examples at"),
         (["--num_calibration_examples", COUNT, "--evaluate_rest"], "no examples for evaluation"),
         (["--evaluation_data", root / "images", "--metric", "boxes"], "the graph has no output 'detection_boxes'"),
+        (["--evaluation_data", root / "images", "--metric", "coco_map"], "have no objects (feature 'image/object/bbox"),
     ):
         result = workspace.convert(*options)
         assert result.exit_code == 1 and message in result.stderr, result.stderr
         assert "Calibrating" not in result.stderr
+
+
+def test_a_metric_without_labels_does_without_them_whatever_the_choices_name(workspace: Workspace) -> None:
+    plain = workspace.root / "plain"
+    plain.mkdir()
+    for path in (workspace.root / "images").rglob("*.png"):
+        (plain / path.name).write_bytes(path.read_bytes())
+    given = ("--evaluation_data", plain, "--label_key", "image/class/label", "--classes", "", "--json")
+    result = workspace.convert(*given, "--metric", "agreement", "--calibration_data", plain, "--max_drop", 0.5)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["evaluation"]["num_examples"] == COUNT
+    data = ("--input_graph", workspace.graph, "--int8_graph", workspace.output, "--preprocess", "unit")
+    result = run("evaluate", *data, *given, "--metric", "similarity", "--max_drop", 0.5)
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_examples"] == COUNT, result.stderr
+
+
+def test_outputs_that_cannot_be_written_stop_the_run_before_any_work(workspace: Workspace) -> None:
+    root = workspace.root
+    (root / "folder").mkdir()
+    (root / "link").symlink_to(root, target_is_directory=True)
+    for options, message in (
+        (["--saved_model", root / "folder", "--overwrite"], "folder' exists and is no SavedModel, so it is not"),
+        (["--plan", f"{root}/new/"], "new/' names a directory; give the name of a file"),
+        (["--plan", root / "folder", "--overwrite"], "folder' is a directory"),
+        (["--saved_model", workspace.graph, "--overwrite"], "--saved_model and --input_graph are the same path"),
+        (
+            ["--output_graph", root / "link" / "float.pb", "--overwrite"],
+            "--output_graph and --input_graph are the same",
+        ),
+    ):
+        result = workspace.convert(*options)
+        assert result.exit_code == 2 and message in result.stderr, result.stderr
+        assert "Calibrating" not in result.stderr
+    report = ("--report", root / "folder", "--overwrite", "--int8_graph", workspace.graph)
+    result = run("evaluate", "--input_graph", workspace.graph, "--evaluation_data", root / "images", *report)
+    assert result.exit_code == 2 and "--report" in result.stderr and "is a directory" in result.stderr
+
+
+def test_a_name_that_is_no_utf8_is_one_line() -> None:
+    name = os.fsdecode(b"caf\xe9.pb")
+    result = run("summarize-graph", "--in_graph", name)
+    assert result.exit_code == 2 and result.stderr.startswith("error: a name is no UTF-8, rename it: b'caf\\xe9.pb'")
+
+
+def test_a_command_gets_a_binary_graph_though_the_stages_are_text(workspace: Workspace) -> None:
+    script = workspace.root / "infer.py"
+    script.write_text(
+        "import sys\nimport numpy as np\nimport tensorflow.compat.v1 as tf\n"
+        "g = tf.GraphDef.FromString(open(sys.argv[1], 'rb').read())\n"
+        "with tf.Graph().as_default(), tf.Session() as session:\n"
+        "    logits, = tf.import_graph_def(g, return_elements=['logits:0'])\n"
+        "    for seed in range(4):\n"
+        "        image = np.random.default_rng(seed).random((1, 8, 8, 3), np.float32)\n"
+        "        session.run(logits, {'import/image:0': image})\n"
+    )
+    result = run(
+        *("convert", "--input_graph", workspace.graph, "--output_graph", workspace.root / "int8.pbtxt", "--debug"),
+        *("--callback", f"{sys.executable} {script} {{}}", "--only_faster", "false", "--outputs", "logits"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "int8_instrumented.pbtxt" in workspace.made()
 
 
 def test_what_is_left_out_is_told_with_its_file(workspace: Workspace) -> None:

@@ -14,6 +14,7 @@ from quantizer_core.cli.doctor import as_text
 from quantizer_core.cli.main import cli
 from quantizer_core.lowering import conformance
 from quantizer_core.lowering.conformance import CheckResult
+from quantizer_core.onednn import SWITCH
 from quantizer_core.runtime import has_vnni
 
 
@@ -51,3 +52,15 @@ def test_settings_of_the_environment(setting, code, words):
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert words in done.stdout
+
+
+def test_whether_others_have_to_ask_for_onednn_is_told():
+    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+    words = {None: f"({SWITCH} unset; this program asks for it, others have to)", "1": f"on ({SWITCH} 1)"}
+    for given, said in words.items():
+        setting = {} if given is None else {SWITCH: given}
+        done = subprocess.run(
+            [sys.executable, "-m", "quantizer_core.cli.main", "doctor"], env={**environment, **setting},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0 and said in done.stdout, done.stdout

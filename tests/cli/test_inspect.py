@@ -94,6 +94,7 @@ def test_a_saved_plan_is_printed_without_running_anything(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (["--plan", "lists.json"], 2, "not a quantization plan"),
         ([], 2, "give --input_graph and --calibration_data (or --plan alone)"),
         (["--input_graph", "graph.pb"], 2, "give --calibration_data"),
         (["--input_graph", "graph.pb", "--plan", "plan.json"], 2, "--plan is printed alone, without --input_graph"),
@@ -109,8 +110,10 @@ def test_wrong_use_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], code: int, message: str
 ) -> None:
     monkeypatch.chdir(folder)
+    (folder / "lists.json").write_text('{"format": 1, "nodes": ["a"], "tensors": []}')
     result = run("inspect", *options)
     assert result.exit_code == code, result.stderr
+    assert "--callback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")]
     assert message in line
 

@@ -16,6 +16,7 @@ from quantizer_core.errors import ConfigError
 from quantizer_core.graph.files import check_frozen, load_graph
 from quantizer_core.graph.summarize import input_specs
 from quantizer_core.runtime import GraphSession
+from quantizer_core.version import VERSION
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_frozen_graph_answers_as_the_signature_does_and_freezing_again_replaces_
         (answer,) = session.run({meta.inputs[0]: x})
     np.testing.assert_allclose(answer, x @ [[1, 2], [3, 4]] + 1)
     assert artifact.get_string_custom_property("signature") == "tensors"
-    assert artifact.get_string_custom_property("core_version") == "1.2"
+    assert artifact.get_string_custom_property("core_version") == VERSION
 
 
 def test_unknown_signature_is_refused_and_leaves_nothing(model: standard_artifacts.Model, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from tfx.orchestration.data_types import RuntimeParameter
 
 from components.artifacts import FrozenGraph, GraphMeta, graph_path, read_meta
 from components.graph_importer.component import GraphImporter
@@ -81,3 +82,10 @@ def test_cache_key_follows_the_files_content(tmp_path: Path) -> None:
     assert GraphImporter(str(path)).exec_properties["fingerprint"] != first
     with pytest.raises(ConfigError, match=r"none\.pb"):
         GraphImporter(str(tmp_path / "none.pb"))
+
+
+def test_a_path_that_only_the_run_knows_needs_a_fingerprint() -> None:
+    path = RuntimeParameter("path", str)
+    with pytest.raises(ConfigError, match="graph_path is a RuntimeParameter, .* give its fingerprint"):
+        GraphImporter(graph_path=path)
+    assert GraphImporter(graph_path=path, fingerprint="1").exec_properties["graph_path"] is path

@@ -15,6 +15,7 @@ from components.freezer.executor import Executor as Freezer
 from components.graph_importer.executor import Executor as GraphImporter
 from components.outputs import clear, describe, fresh_outputs
 from quantizer_core.graph.files import save_graph
+from quantizer_core.version import VERSION
 from tests.helpers.tfx_artifacts import conv_net
 
 PROPERTIES = {"core_version": "1.2"}
@@ -33,14 +34,21 @@ def _files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
-def test_outputs_are_empty_at_first_and_carry_the_version_at_last(tmp_path: Path) -> None:
+def test_outputs_are_empty_at_first_and_carry_the_version_at_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = _outputs(tmp_path)
     with fresh_outputs(found, PROPERTIES) as outputs:
         assert _files(tmp_path) == ["a", "b"]
         assert outputs == {"a": found["a"][0], "b": found["b"][0]}
         (tmp_path / "a" / "file").write_text("new")
     assert _files(tmp_path) == ["a", "a/file", "b"]
-    assert [each.get_string_custom_property("core_version") for each in outputs.values()] == ["1.2", "1.2"]
+    assert [each.get_string_custom_property("core_version") for each in outputs.values()] == [VERSION, VERSION]
+    assert f"this step runs version {VERSION} of the product, the pipeline was made with 1.2" in caplog.text
+    caplog.clear()
+    with fresh_outputs(found, {"core_version": VERSION}):
+        pass
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

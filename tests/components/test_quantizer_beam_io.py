@@ -11,7 +11,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 
-from components.quantizer.beam_io import split_patterns
+from components.quantizer.beam_io import first_records, split_patterns
 from quantizer_core.beam import ReadRecords
 from quantizer_core.errors import DataError
 from tests.helpers.tfx_artifacts import examples
@@ -53,3 +53,17 @@ def test_other_payloads_and_files_are_refused(tmp_path: Path) -> None:
     examples_utils.set_file_format(parquet, "FILE_FORMAT_PARQUET")
     with pytest.raises(DataError, match="only TFRecords can be read"):
         split_patterns([parquet], "train")
+
+
+def test_the_first_records_are_of_all_files_in_turn(tmp_path: Path) -> None:
+    first = examples(tmp_path / "1", {"train": [b"a", b"b", b"c"]})
+    second = examples(tmp_path / "2", {"train": [b"d"]})
+    patterns = split_patterns([first, second], "train")
+    # Two files a split: a and c, b; d, none.
+    assert first_records(patterns, 3) == [b"a", b"b", b"d"]
+    assert first_records(patterns, 1) == [b"a"] and first_records(patterns, 9) == [b"a", b"b", b"d", b"c"]
+    for path in (tmp_path / "1" / "Split-train").iterdir():
+        tf.io.TFRecordWriter(str(path), "GZIP").close()
+    assert first_records(patterns, 3) == [b"d"]
+    with pytest.raises(DataError, match="there are no examples in .*Split-train"):
+        first_records(patterns[:1], 3)

@@ -419,6 +419,37 @@ def test_bad_examples_are_refused_and_leave_nothing(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"calibration_split": "no_records"}, "there are no examples in .*Split-no_records"),
+        ({"evaluation_split": "no_records"}, "there are no examples in .*Split-no_records"),
+        ({"evaluation_split": "unlabelled"}, "the first examples of split 'unlabelled': 16 of 16 examples .*'label'"),
+        ({"evaluation_split": "no_image"}, "the first examples of split 'no_image': .*'image'"),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_before_the_work(
+    frozen: FrozenGraph,
+    data: Artifact,
+    tmp_path: Path,
+    parameters: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Executor, "_calibrate", lambda *arguments: pytest.fail("it calibrates"))
+    with pytest.raises(DataError, match=message):
+        _quantize(frozen, data, tmp_path, **parameters)
+
+
+def test_a_metric_that_does_not_fit_the_graph_fails_before_the_work(
+    data: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Executor, "_calibrate", lambda *arguments: pytest.fail("it calibrates"))
+    artifact = frozen_graph(tmp_path / "frozen", GRAPH, outputs=["MaxPool2d"])
+    with pytest.raises(DataError, match="split 'eval': no output of the graph is a vector of class scores"):
+        _quantize(artifact, data, tmp_path / "out")
+
+
 def test_damaged_frozen_graph_is_refused(data: Artifact, tmp_path: Path) -> None:
     artifact = frozen_graph(tmp_path / "frozen", GRAPH)
     (tmp_path / "frozen" / "graph.pb").write_bytes(b"\x0a\xff")

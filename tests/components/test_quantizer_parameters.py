@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import Channel, standard_artifacts
 
 from components.artifacts import CalibrationRanges, FrozenGraph
@@ -71,6 +72,8 @@ def test_ranges_are_an_input_that_may_be_left_out() -> None:
         ({"quantization_config": "{"}, "no valid JSON"),
         ({"quantization_config": '{"per_chanel": true}'}, "did you mean 'per_channel'"),
         ({"quantization_config": QuantizationConfig()}, "needs labels"),
+        ({"metric": RuntimeParameter("metric", str)}, "metric is a RuntimeParameter; .* give the value itself"),
+        ({"quantization_config": RuntimeParameter("config", str)}, "quantization_config is a RuntimeParameter"),
     ],
 )
 def test_values_outside_their_domain_are_refused(parameters: dict[str, Any], message: str) -> None:

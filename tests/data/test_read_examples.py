@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from quantizer_core.data import read_examples, read_labels, write_tfrecords
-from quantizer_core.data.folders import find_files
+from quantizer_core.data.folders import find_files, read_folder
 from quantizer_core.data.labels import LabelSource, parse_labels
 from quantizer_core.errors import ConfigError, DataError
 
@@ -113,6 +114,8 @@ def test_the_form_of_labels() -> None:
         ("label,name\n1,a\n", ":name", ConfigError, "column 2 would hold both names and labels; name both"),
         ("name,label\na,1\n", ":nmae:label", ConfigError, "has no column 'nmae'; did you mean 'name'"),
         ("", "", DataError, "is empty"),
+        ("name,label\na,9223372036854775808\n", "", DataError, "of 'a' is no class: it has more than 64 bits"),
+        ('name,label\n"a,1\n' + "b,2\n" * 40_000, "", DataError, "labels.csv' is no CSV: field larger than"),
     ],
 )
 def test_bad_labels_are_named(tmp_path: Path, text: str, spec: str, kind: type[Exception], message: str) -> None:
@@ -120,6 +123,76 @@ def test_bad_labels_are_named(tmp_path: Path, text: str, spec: str, kind: type[E
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(kind, match=message):
         list(read_examples(tmp_path / "images", labels=f"{tmp_path}/labels.csv{spec}"))
+
+
+def test_spaces_around_headings_are_not_part_of_them(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("ImageId, TrueLabel\na, 5\n")
+    assert read_labels(f"{tmp_path}/labels.csv:ImageId:TrueLabel") == {"a": 5}
+
+
+@pytest.mark.filterwarnings("error")
+def test_links_in_circles_are_not_followed(tmp_path: Path) -> None:
+    write_images(tmp_path, "cats/1.png", "dogs/1.png")
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "cats" / "enemies").symlink_to(tmp_path / "dogs")
+    (tmp_path / "dogs" / "enemies").symlink_to(tmp_path / "cats")
+    expected = ["cats/1.png", "cats/enemies/1.png", "dogs/1.png", "dogs/enemies/1.png"]
+    assert sorted(find_files(str(tmp_path))) == expected
+    assert sorted(find_files(f"{tmp_path}/")) == expected
+
+
+def test_what_a_mac_puts_beside_the_classes_is_no_class(tmp_path: Path) -> None:
+    write_images(tmp_path, "cats/1.png", "dogs/1.png", "__MACOSX/cats/._1.png", "__MACOSX/cats/1.png")
+    found = [parse(record) for record in read_examples(tmp_path)]
+    assert [(e["image/filename"], e["image/class/label"]) for e in found] == [(b"cats/1.png", 0), (b"dogs/1.png", 1)]
+
+
+def test_a_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"holds a name that is no UTF-8: b'.*caf\\xe9.png'"):
+        read_examples(tmp_path)
+
+
+def test_a_missing_folder_of_images_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none' does not exist, or is none"):
+        list(read_folder(str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-00000-of-01024",
+        "coco_val.record-00000-of-00010",
+        "a.RECORD",
+        "a.GZ",
+        "x.tfrecords",
+        "eval-00001-of-00004.gz",
+    ],
+)
+def test_records_by_the_names_that_others_give_them(tmp_path: Path, name: str) -> None:
+    write_tfrecords(RECORDS, str(tmp_path / name))
+    (tmp_path / "old.tfrecords").mkdir()
+    (tmp_path / "README-of-2").write_text("no records")
+    assert list(read_examples(tmp_path)) == RECORDS
+
+
+def test_shards_without_an_ending_are_read_back_by_their_folder(tmp_path: Path) -> None:
+    write_tfrecords(RECORDS, str(tmp_path / "eval"), shards=2)
+    assert sorted(read_examples(tmp_path)) == sorted(RECORDS)
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    write_tfrecords(RECORDS, str(tmp_path / "a[1].tfrecord"))
+    assert list(read_examples(tmp_path / "a[1].tfrecord")) == RECORDS
+
+
+def test_images_beside_tfrecords_are_not_taken_for_the_data(tmp_path: Path) -> None:
+    write_tfrecords(RECORDS, str(tmp_path / "train.tfrecord"))
+    write_images(tmp_path, "raw/histogram.png")
+    with pytest.raises(DataError, match=r"holds TFRecords \(train.tfrecord\) and images .*\*tfrecord\*"):
+        read_examples(tmp_path)
+    assert list(read_examples(tmp_path / "*tfrecord*")) == RECORDS
 
 
 def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_the_same_boxes_are_all_matched_and_as_precise() -> None:
     assert result.facts["ap50_int8"] == pytest.approx(1)
 
 
+def test_a_detector_that_finds_nothing_right_is_doubted() -> None:
+    other = detector(classes=(7, 7, 7))
+    examples = [image(number) for number in range(4)]
+    run = evaluate_detectors(other, other, input_specs(other, ["x"]), OUTPUTS, examples, CONFIG, labelled=True)
+    result = judge_detectors(run, metric="coco_map")
+    assert result.blessed and result.fp32 == 0 and "FP32 itself finds nothing right: check the numbers" in result.reason
+    assert "FP32 itself" not in judge_detectors(compared(detector()), metric="coco_map").reason
+
+
 def test_moved_boxes_lose_precision_and_then_their_match() -> None:
     near, far = compared(detector(0.02)), compared(detector(0.25))
     assert near.int8 is not None and 0.5 < near.int8.mean_ap < 1 and near.matched == 8

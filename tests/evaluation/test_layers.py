@@ -113,6 +113,21 @@ def test_a_graph_of_fixed_batch_gives_the_same_figures() -> None:
         assert layer.sqnr_db == pytest.approx(expected[layer.tensor].sqnr_db, abs=0.2)
 
 
+def test_tensors_that_are_not_the_first_output_of_their_node() -> None:
+    """Of two splits, whose second outputs and names are easily taken for each other."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        first, second = tf.split(x, 2, 3, name="split")
+        third, _ = tf.split(3 * x, 2, 3, name="split_1")
+        return tf.concat([net.conv(each, 4, relu="relu") for each in (first, second, third)], 3)
+
+    prepared, conversion, data = int8_of(*build(define))
+    report = report_of(prepared, conversion, data)
+    layers = {layer.tensor: layer for layer in report.layers}
+    assert report.unmeasured == () and {"split", "split:1", "split_1"} <= set(layers)
+    assert all(layer.sqnr_db > 30 for layer in report.layers if layer.tensor.startswith("split"))
+
+
 def test_fused_sums_stay_fused_and_give_their_values() -> None:
     prepared, conversion, data = int8_of(*build(residual))
     sums = [node for node in conversion.plan.nodes if node.summand]

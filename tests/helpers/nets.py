@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -17,6 +18,16 @@ from quantizer_core.planning import observed_tensors
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import GraphSession
 from quantizer_core.types import PreparedGraph
+
+
+@contextlib.contextmanager
+def control_flow_v1() -> Iterator[None]:
+    """Lets loops and branches be the nodes of TensorFlow 1 meanwhile."""
+    tf.disable_control_flow_v2()
+    try:
+        yield
+    finally:
+        tf.enable_control_flow_v2()
 
 
 class Net:

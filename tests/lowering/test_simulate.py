@@ -52,6 +52,16 @@ def test_weights_alone_may_be_rounded_for_any_processor(reduce_range):
     assert bias.op == "BiasAdd" and np.array_equal(graph.constant(bias.input[1]), own.bias)
 
 
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_product_without_a_bias_that_is_an_output_gets_its_corrected_one(tensors):
+    graph_def, outputs = build(lambda net, x: net.dense(net.conv(x, 8, relu="relu")[:, 3, 3], 4, bias=False))
+    prepared, conversion, data = int8_of(graph_def, outputs)
+    (name,) = outputs
+    conversion.parameters[name].bias[:] = [5.0, -5.0, 0.0, 1.0]  # as correction would, and easily seen
+    found, plain = (run_graph(each, prepared, data)[0] for each in (simulated(conversion, tensors=tensors), graph_def))
+    assert relative_error(found - conversion.parameters[name].bias, plain) < 0.1
+
+
 def test_the_given_graph_stays_as_it_is():
     prepared, conversion, _ = int8_of(*build(layers))
     before = conversion.prepared.graph_def.SerializeToString(deterministic=True)

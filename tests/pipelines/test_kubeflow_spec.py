@@ -12,8 +12,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.digits import kubeflow_runner as digits_runner
 from pipelines.frozen_graph import kubeflow_runner as frozen_graph_runner
-from pipelines.kubeflow import deployment, read_spec
+from pipelines.kubeflow import compile_pipeline, deployment, read_spec
 from pipelines.tabular import kubeflow_runner as tabular_runner
+from pipelines.tabular.pipeline import create_pipeline
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.errors import ConfigError
 
@@ -191,3 +192,10 @@ def test_file_that_is_no_spec_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "pipeline.yaml").write_text(text)
     with pytest.raises(ConfigError, match="pipeline.yaml is no compiled pipeline"):
         read_spec(str(tmp_path / "pipeline.yaml"))
+
+
+def test_a_resolver_is_refused_by_name(tmp_path: Path) -> None:
+    pipeline = create_pipeline("gs://b/runs", "gs://b/rows", "gs://b/serving", baseline="blessed")
+    with pytest.raises(ConfigError, match=r"node 'latest_blessed_model' is a resolver, .* by an Importer"):
+        compile_pipeline(pipeline, str(tmp_path / "pipeline.yaml"), "registry/quantizer:1")
+    assert list(tmp_path.iterdir()) == []

@@ -68,6 +68,18 @@ def test_tasks_run_in_the_order_of_their_needs_and_hand_on_what_they_say(tmp_pat
     assert found["middle"]["out"].uri == str(tmp_path / "root" / "middle" / "out")
 
 
+def test_a_rehearsal_finds_nothing_of_the_one_before(tmp_path: Path) -> None:
+    tasks = {"one": task("one")}
+    tasks["one"]["inputs"] = {"parameters": {"start": {"runtimeValue": {"constant": 5}}}}
+    made = spec(tmp_path, tasks, {"one": container()})
+    for _ in range(2):
+        rehearse(made, str(tmp_path / "root"), launch_here)
+        left = tmp_path / "root" / "one" / "out" / "Split-train" / "data-00001-of-00002"
+        assert not left.exists()
+        left.parent.mkdir(parents=True)
+        left.write_text("of a run with more shards")
+
+
 def test_importer_gives_what_it_imports(tmp_path: Path) -> None:
     tasks = {"old": task("old"), "reader": task("reader", "old")}
     importer = {"artifactUri": {"constant": "/some/model"}, "typeSchema": TYPE, "metadata": {"number": 40}}

@@ -109,3 +109,23 @@ def test_the_layers_of_such_a_graph_can_be_compared():
         report = comparer.report()
     assert {layer.tensor for layer in report.layers} >= {"x/fine"} and report.layers[0].sqnr_db > 15
     assert dataclasses.replace(prepared, graph_def=conversion.prepared.graph_def) == conversion.prepared
+
+
+def test_names_made_for_two_inputs_are_two():
+    """TensorFlow calls a second split ``split_1``, which is no name for the first one's second output."""
+
+    def define(net, x):
+        first, second = tf.split(x, 2, 1, name="split")
+        (third, _) = tf.split(-x, 2, 1, name="split_1")
+        taken = tf.identity(first, name="split_1/fine")
+        return [net.conv(tf.nn.relu(tf.nn.conv2d(each, first_weights(3, 3, 1, 8), 1, "VALID")), 4, 1)
+                for each in (first, second, third)] + [taken]  # fmt: skip
+
+    graph_def, outputs = build(define, SHAPE)
+    prepared = prepared_of(graph_def, outputs)
+    conversion = convert(prepared, statistics_of(prepared, cepstra(24)), everything(rounding="nearest"))
+    assert sum("/fine" in tensor for tensor in conversion.plan.tensors) == 3
+    assert conversion.plan.quantized == conversion.plan.candidates == 6
+    data = cepstra(8, seed=1)
+    pairs = zip(run_graph(conversion.graph_def, prepared, data), run_graph(graph_def, prepared, data), strict=True)
+    assert all(relative_error(found, expected) < 0.25 for found, expected in pairs)

@@ -59,3 +59,11 @@ def test_proofs(define, expected):
     with tf.Graph().as_default() as graph:
         name = define(tf.placeholder(tf.float32, [1, 4, 4, 2])).op.name
     assert Signs(Graph(graph.as_graph_def())).nonnegative(name) is expected
+
+
+@pytest.mark.parametrize(("narrow", "unsigned"), [("int8", False), ("int32", False), ("float32", True)])
+def test_an_unsigned_integer_that_may_wrap_around_proves_nothing(narrow, unsigned):
+    with tf.Graph().as_default() as graph:
+        x = tf.placeholder(tf.uint8, [2], name="x")
+        tf.cast(tf.cast(x, narrow), tf.float32, name="y") if narrow != "float32" else tf.cast(x, narrow, name="y")
+    assert Signs(Graph(graph.as_graph_def())).nonnegative("y") == unsigned

@@ -115,9 +115,10 @@ def test_label_and_key() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (b"\xff\xd8\xff\xe0" + bytes(60), r"'image/encoded' holds an image of 64 bytes that is damaged or cut short"),
         (b"no image", r"'image/encoded' holds 8 bytes that are no JPEG, PNG, GIF or BMP image"),
         (b"", "'image/encoded' holds 0 bytes that are no"),
-        (png(picture())[:60], "'image/encoded' holds 60 bytes that are no"),
+        (png(picture())[:60], "'image/encoded' holds an image of 60 bytes that is damaged"),
     ],
 )
 def test_an_undecodable_image_is_named(data: bytes, message: str) -> None:

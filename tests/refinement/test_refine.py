@@ -15,8 +15,11 @@ from quantizer_core.lowering import lower
 from quantizer_core.lowering.parameters import nominal_parameters
 from quantizer_core.planning import make_plan
 from quantizer_core.refinement import refine
+from quantizer_core.refinement.moments import POSITIONS, Covariance
 from quantizer_core.refinement.simulation import Simulation
 from tests.helpers.nets import build, data_for, everything, prepared_of, relative_error, run_graph, statistics_of
+
+add = Covariance.add
 
 
 def network(net, x):
@@ -142,3 +145,25 @@ def test_rounding_to_nearest_is_a_choice():
         refined = refine(prepared, plan, [{"x": row} for row in data], nearest)
         for name, layer in nominal_parameters(Graph(prepared.graph_def), plan, None, clipping).items():
             np.testing.assert_array_equal(refined[name].weights.codes, layer.weights.codes)
+
+
+def test_rows_of_a_matrix_product_are_chosen_from_all(monkeypatch):
+    """Time steps one below the other, say: the first ones alone would say nothing of the last."""
+    seen = []
+    monkeypatch.setattr(Covariance, "add", lambda self, rows: (seen.append(rows.copy()), add(self, rows))[1])
+    graph_def, outputs = build(lambda net, x: net.dense(tf.reshape(x, [-1, 4]), 6), (None, POSITIONS // 2, 4))
+    prepared = prepared_of(graph_def, outputs)
+    data = np.random.default_rng(0).normal(size=(8, POSITIONS // 2, 4)).astype(np.float32)
+    data[:, POSITIONS // 4 :, 0] = 0.5
+    plan = make_plan(prepared, statistics_of(prepared, data), everything())
+    refine(prepared, plan, [{"x": row} for row in data], everything())
+    rows = np.concatenate(seen)
+    assert POSITIONS // 4 <= len(rows) <= POSITIONS
+    assert 0.4 < np.mean(np.abs(rows[..., 0] - 0.5) < 0.02) < 0.6
+
+
+def test_a_last_batch_without_rows_adds_nothing():
+    covariance, rows = Covariance(depthwise=False), np.random.default_rng(0).normal(size=(50, 1, 4)).astype(np.float32)
+    covariance.add(rows)
+    covariance.add(rows[:0])
+    np.testing.assert_allclose(covariance.result()[0], np.cov(rows[:, 0].T, bias=True), rtol=1e-4, atol=1e-6)

@@ -24,6 +24,8 @@ ENTRIES = {
     "faster_rcnn": ("faster_rcnn", ("image_tensor",), FOUR, (), False),
     "rfcn": ("rfcn", ("image_tensor",), FOUR, (), False),
 }
+BATCHES_OF_100 = ("resnet50", "resnet50v1_5", "resnet101", "mobilenet_v1", "inceptionv3")
+WITH_SOURCES = ("ssd_mobilenet", "ssd_resnet34", "faster_rcnn", "rfcn")
 
 
 def test_the_nine_entries_are_those_of_2020() -> None:
@@ -34,9 +36,14 @@ def test_the_nine_entries_are_those_of_2020() -> None:
         assert f"--model-name={launched}" in models[name].arguments
         assert (config.inputs, config.outputs, config.excluded_ops) == (inputs, outputs, excluded)
         assert (config.per_channel, config.excluded_nodes) == (per_channel, ())
-        assert {"--framework=tensorflow", "--precision=int8", "--mode=inference", "--accuracy-only"} <= set(
-            models[name].arguments
-        )
+        more = {"--batch-size=100"} if name in BATCHES_OF_100 else {"--batch-size=1"} if "ssd" in name else set()
+        more |= {"--socket-id=0"} if name in ("inceptionv3", "faster_rcnn", "rfcn") else set()
+        assert set(models[name].arguments) == {
+            *(f"--model-name={launched}", "--framework=tensorflow", "--precision=int8", "--mode=inference"),
+            *("--accuracy-only", *more),
+        }
+        assert bool(models[name].model_source_dir) == (name in WITH_SOURCES)
+        assert bool(models[name].passed_on) == (name in ("mobilenet_v1", "rfcn"))
 
 
 def checkout(tmp_path: Path) -> Path:
@@ -51,9 +58,34 @@ def test_the_launch_command_is_that_of_the_zoo(tmp_path: Path) -> None:
     assert command == [
         *("python", f"{zoo}/benchmarks/launch_benchmark.py", "--model-name=rfcn", "--framework=tensorflow"),
         *("--precision=int8", "--mode=inference", "--socket-id=0", "--accuracy-only", "--in-graph={}"),
-        *("--data-location=/data", "--model-source-dir=/sources", "--", 'split="accuracy_message"'),
+        *("--data-location=/data", "--model-source-dir=/sources", "--", "split=accuracy_message"),
+    ]
+    command = zoo_model("mobilenet_v1").launch_command(zoo, "/data")
+    assert command[-5:] == [
+        *("--", "--input_height=224", "--input_width=224", "--input_layer=input"),
+        "--output_layer=MobilenetV1/Predictions/Reshape_1",
     ]
     assert zoo_model("resnet50").launch_command(zoo, "/data")[-2:] == ["--in-graph={}", "--data-location=/data"]
+
+
+@pytest.mark.parametrize("direct", [["-- split=x"], ["--", "split=x"], [" split=x "]])
+def test_entries_spelled_as_those_of_2020(tmp_path: Path, direct: list[str]) -> None:
+    """The quick start's begin with a blank; others hold an option and its value, or the separator."""
+    entry = json.loads(MODELS.read_text())[0]
+    entry["LAUNCH_BENCHMARK_PARAMS"] = {
+        "LAUNCH_BENCHMARK_SCRIPT": "benchmarks/launch_benchmark.py",
+        "LAUNCH_BENCHMARK_CMD": [" --model-name=resnet50", "--framework tensorflow", " --accuracy-only"],
+        "IN_GRAPH": " --in-graph {}",
+        "DATA_LOCATION": " --data-location={}",
+        "DIRECT_PASS_PARAMS_TO_MODEL": direct,
+    }
+    (tmp_path / "mine.json").write_text(json.dumps([entry]))
+    zoo = str(checkout(tmp_path))
+    command = zoo_model("resnet50", tmp_path / "mine.json").launch_command(zoo, "/my data")
+    assert command[2:] == [
+        *("--model-name=resnet50", "--framework", "tensorflow", "--accuracy-only", "--in-graph", "{}"),
+        *("--data-location=/my data", "--", "split=x"),
+    ]
 
 
 def test_a_launch_that_cannot_work_is_refused(tmp_path: Path) -> None:
