@@ -143,9 +143,11 @@ def test_concat_hands_the_codes_on(dtype, axis):
 
 
 @pytest.mark.parametrize("dtype", [QUINT8, QINT8])
-@pytest.mark.parametrize("op", ["Transpose", "Tile", "GatherV2", "SpaceToBatchND"])
+@pytest.mark.parametrize(
+    "op", ["Transpose", "Tile", "GatherV2", "SpaceToBatchND", "SpaceToDepth", "DepthToSpace", "ResizeNearestNeighbor"]
+)
 def test_moves_through_bitcasts_keep_the_codes(dtype, op):
-    values = random_input(np.random.default_rng(6), (2, 4, 6, 3), dtype, 2.0)
+    values = random_input(np.random.default_rng(6), (2, 4, 6, 4), dtype, 2.0)
     graph, emitter = new_graph(x=values.shape)
     source = emitter.quantize("x", "q", dtype, 2.0)
     plain = {"T" if op != "GatherV2" else "Tparams": tf.uint8 if dtype == QUINT8 else tf.int8}
@@ -158,6 +160,12 @@ def test_moves_through_bitcasts_keep_the_codes(dtype, op):
         "SpaceToBatchND": (
             [[2, 2], [[0, 0], [0, 0]]], {"Tblock_shape": tf.int32, "Tpaddings": tf.int32},
             tf.space_to_batch(values, [2, 2], [[0, 0], [0, 0]]).numpy(),
+        ),
+        "SpaceToDepth": ([], {"block_size": 2}, tf.nn.space_to_depth(values, 2).numpy()),
+        "DepthToSpace": ([], {"block_size": 2}, tf.nn.depth_to_space(values, 2).numpy()),
+        "ResizeNearestNeighbor": (
+            [[8, 9]], {"half_pixel_centers": True},
+            tf.raw_ops.ResizeNearestNeighbor(images=values, size=[8, 9], half_pixel_centers=True).numpy(),
         ),
     }[op]  # fmt: skip
     constants = [graph.add_const(f"c{i}", np.asarray(value, np.int32)) for i, value in enumerate(operands)]

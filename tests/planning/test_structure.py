@@ -199,6 +199,19 @@ def test_moves_carry_integers_between_kernels_only():
     check(define, {"QuantizeV2": 1, "Dequantize": 1, MATMUL: 1, CONVOLUTION: 2})
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_enlarging_and_shuffling_pixels_carries_integers(signed):
+    """As the decoders of segmentation, detection and super-resolution do it; one size is found as the graph runs."""
+
+    def define(net, x):
+        y = net.conv(x, 16, relu="" if signed else "relu")
+        y = net.conv(tf.image.resize_nearest_neighbor(y, 2 * tf.shape(y)[1:3], half_pixel_centers=True), 8, relu="relu")
+        y = net.conv(tf.nn.space_to_depth(tf.reshape(y, [-1, 24, 24, 8]), 3), 16, relu="" if signed else "relu")
+        return net.conv(tf.nn.depth_to_space(y, 2), 4)
+
+    check(define, {"QuantizeV2": 1, "Dequantize": 1, CONVOLUTION: 4, "ResizeNearestNeighbor": 1, "DepthToSpace": 1})
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("size_known", [True, False])
 def test_a_pointwise_convolution_that_floats_read_is_not_rounded(size_known, per_channel):
