@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -34,6 +34,7 @@ Artifacts = Mapping[str, kfp_pb2.RuntimeArtifact]
 Launcher = Callable[[Sequence[str]], "tuple[int, str]"]
 
 _EXECUTOR_INPUT = "{{$}}"
+_OUTPUT_FILE = "executor_output.json"
 _SHOWN_CHARACTERS = 4000
 
 
@@ -68,14 +69,22 @@ def rehearse(spec: kfp_pb2.PipelineSpec, root: str, launch: Launcher) -> dict[st
         given = json_format.MessageToJson(executor_input)
         container = executor.container
         command = [word.replace(_EXECUTOR_INPUT, given) for word in (*container.command, *container.args)]
-        folder = os.path.dirname(executor_input.outputs.output_file)
-        shutil.rmtree(folder, ignore_errors=True)  # of a rehearsal before: a cluster gives each run new folders
-        os.makedirs(folder)
+        _renew(os.path.dirname(executor_input.outputs.output_file), executors.values())
         code, printed = launch(command)
         if code:
             raise QuantizerError(f"task {name} ended with exit code {code}:\n{printed[-_SHOWN_CHARACTERS:]}")
         outputs[name] = _merged(executor_input)
     return outputs
+
+
+def _renew(folder: str, executors: Iterable[kfp_pb2.PipelineDeploymentConfig.ExecutorSpec]) -> None:
+    """Makes a task's folder, in place of that of a rehearsal before: a cluster gives each run new ones."""
+    for executor in executors:
+        if os.path.abspath(executor.importer.artifact_uri.constant.string_value or "/").startswith(f"{folder}{os.sep}"):
+            raise ConfigError(f"an importer names what a rehearsal before left in {folder}: give another --root")
+    if os.path.exists(os.path.join(folder, _OUTPUT_FILE)):
+        shutil.rmtree(folder)
+    os.makedirs(folder, exist_ok=True)
 
 
 def launch_here(command: Sequence[str]) -> tuple[int, str]:
@@ -133,7 +142,7 @@ def _executor_input(
         artifact = given.outputs.artifacts[key].artifacts.add(name=f"{name}/{key}", uri=os.path.join(folder, key))
         artifact.type.CopyFrom(output.artifact_type)
         artifact.metadata.CopyFrom(output.metadata)
-    given.outputs.output_file = os.path.join(folder, "executor_output.json")
+    given.outputs.output_file = os.path.join(folder, _OUTPUT_FILE)
     return given
 
 

@@ -23,7 +23,7 @@ from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNo
 from quantizer_core.graph.graph import canonical
 from quantizer_core.graph.infer import infer_shapes
 from quantizer_core.graph.names import with_port
-from quantizer_core.onednn import SWITCH
+from quantizer_core.onednn import SWITCH, given_switch
 from quantizer_core.types import TensorSpec
 
 _CPUINFO = "/proc/cpuinfo"
@@ -401,7 +401,7 @@ def check_machine() -> None:
     Raises:
       MachineError: if oneDNN is switched off or not in this TensorFlow, or the CPU has no AVX2.
     """
-    chosen = os.environ.get(SWITCH)
+    chosen = given_switch()
     if not _pywrap_util_port.IsMklEnabled():
         if chosen is None:
             raise MachineError(

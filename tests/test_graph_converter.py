@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from quantizer_core import ConfigError, GraphConverter, GraphError, UnknownNodeError, load_graph
+from quantizer_core import ConfigError, DataError, GraphConverter, GraphError, UnknownNodeError, load_graph, quantize
+from quantizer_core.config import QuantizationConfig
+from quantizer_core.data import tensor_example
 from quantizer_core.graph.summarize import input_specs
 from quantizer_core.runtime import GraphSession
 from quantizer_core.stages import STAGES
@@ -94,10 +96,15 @@ def test_debug_keeps_the_graphs_between(folder: Path) -> None:
 
 
 def test_each_algorithm_chooses_its_ranges(folder: Path) -> None:
+    methods = {"DIRECT": "minmax", "MA": "moving_average", "KL": "kl", "PERCENTILE": "percentile", "MSE": "mse"}
     limits = {}
-    for algo in ("DIRECT", "MA", "KL", "PERCENTILE", "MSE"):
-        plan = converter(folder, algo=algo).convert().plan
-        limits[algo] = tuple(tensor.limit for tensor in plan.tensors.values())
+    for algo, method in methods.items():
+        conversion = converter(folder, algo=algo).convert()
+        config = QuantizationConfig(outputs=(OUTPUT,), per_channel=False, calibration_method=method, only_faster=False)
+        records = [tensor_example({"x": row}) for row in DATA]
+        expected = quantize(load_graph(folder / "net.pb"), records, config).plan
+        limits[algo] = tuple(tensor.limit for tensor in conversion.plan.tensors.values())
+        assert limits[algo] == tuple(tensor.limit for tensor in expected.tensors.values())
     assert len(set(limits.values())) >= 4
     assert all(limit <= widest for own in limits.values() for limit, widest in zip(own, limits["DIRECT"], strict=True))
 
@@ -148,6 +155,19 @@ def test_wrong_use_is_told_at_once(folder: Path) -> None:
 def test_feeds_that_do_not_fit_are_told(folder: Path) -> None:
     made = GraphConverter(folder / "net.pb", None)
     made.calibration_feeds = [{"y": DATA}]
-    with pytest.raises(Exception, match="no value for the graph input 'x'; given: y"):
+    with pytest.raises(DataError, match="no value for the graph input 'x'; given: y"):
         made.convert()
     assert list(folder.iterdir()) == [folder / "net.pb"]
+
+
+def test_a_command_gets_a_binary_graph_where_all_others_are_text(folder: Path) -> None:
+    (folder / "net.pbtxt").write_text(text_format.MessageToString(GRAPH))
+    np.save(folder / "rows.npy", DATA)
+    made = GraphConverter(folder / "net.pbtxt", None, input_graph_is_binary=False)
+    made.debug, made.only_faster = True, False
+    made.gen_calib_data_cmds = (
+        f"{sys.executable} {SCRIPT} --input_graph={{}} --feeds {folder / 'rows.npy'} --input x --output {OUTPUT} "
+        "--batch_size 4"
+    )
+    assert made.convert().plan.quantized == 3
+    assert (folder / "net_int8_instrumented.pbtxt").read_text().startswith("node")

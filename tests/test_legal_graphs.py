@@ -169,6 +169,43 @@ def test_what_is_excluded_is_not_folded_into_a_kernel(
     assert not [each for each in conversion.plan.nodes if "kept" in each.fused]
 
 
+@pytest.mark.parametrize(
+    ("op", "define"),
+    [
+        (
+            "FusedBatchNormV3",
+            lambda net, x: tf.raw_ops.FusedBatchNormV3(
+                x=tf.nn.conv2d(x, net.weights(3, 3, 8, 8), 1, "SAME", data_format="NCHW"), scale=net.weights(8) + 2,
+                offset=net.weights(8), mean=net.weights(8), variance=net.weights(8) ** 2 + 1, is_training=False,
+                data_format="NCHW", name="out",
+            ).y,
+        ),
+        (
+            "DepthwiseConv2dNative",
+            lambda net, x: tf.nn.depthwise_conv2d(
+                x[:, :1] * 3.0 + net.weights(1), net.weights(3, 3, 1, 4), [1, 1, 1, 1], "VALID", data_format="NCHW",
+                name="out",
+            ),
+        ),
+        (
+            "DepthwiseConv2dNative",
+            lambda net, x: tf.nn.depthwise_conv2d(
+                x[..., :1] * 3.0 + net.weights(1), net.weights(3, 3, 1, 4), [1, 1, 1, 1], "VALID", name="out"
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_excluded_is_so_under_the_name_that_its_output_leaves_it(
+    op: str, define: Callable[[Net, tf.Tensor], tf.Tensor]
+) -> None:
+    with tf.Graph().as_default() as graph:
+        define(Net(3), tf.placeholder(tf.float32, [None, 8, 8, 8], name="x"))
+    for excluded in ({"excluded_ops": (op,)}, {"excluded_nodes": ("out",)}):
+        rewritten, _ = apply_rewrites(graph.as_graph_def(), ["x"], ["out"], **excluded)
+        assert ops(rewritten)[op] == 1
+    assert op not in ops(apply_rewrites(graph.as_graph_def(), ["x"], ["out"])[0])
+
+
 def _dilated(net: Net, x: tf.Tensor, back: str, there: str) -> tf.Tensor:
     x = tf.raw_ops.SpaceToBatchND(input=x, block_shape=[2, 2], paddings=[[2, 2], [2, 2]], name=there)
     x = net.conv(x, 8, padding="VALID", bias=False)
@@ -387,3 +424,33 @@ def test_kernels_that_are_all_in_functions() -> None:
     graph_def = graph_of(lambda net, x: inner(x, net.weights(8, 4)), (8,))
     with pytest.raises(GraphError, match=r"but in functions \(__inference_inner_\d+\).*inline"):
         prepare(graph_def, everything(inputs=("x",), outputs=("out",)))
+
+
+def test_a_shape_that_waits_for_a_kernel_is_left_to_wait() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        y = net.conv(x, 8, relu="relu")
+        with tf.control_dependencies([tf.debugging.assert_less(y, 1e9), y.op]):
+            rows = tf.shape(x)[0]
+        return tf.reshape(net.conv(y, 4), tf.stack([rows, 12 * 12 * 4]))
+
+    assert converted(define).plan.quantized == 2
+
+
+def test_sums_behind_shuffled_pixels_are_not_copied() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = net.conv(tf.nn.space_to_depth(net.conv(x, 8, relu="relu"), 2), 16, relu="relu")
+        return net.conv(tf.nn.relu(net.conv(x, 16) + x), 4)
+
+    graph_def = converted(define).graph_def
+    (function,) = graph_def.library.function
+    assert not function.attr["_noinline"].b
+
+
+def test_channels_before_a_shuffle_of_floats_are_fitted_as_before_floats() -> None:
+    """What a kernel makes that no kernel reads has the extremes of its channels seen."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        return tf.nn.depth_to_space(net.conv(net.conv(x, 8, relu="relu"), 16, name="last"), 2)
+
+    observed = prepare(graph_of(define), everything(inputs=("x",), outputs=("out",))).observed
+    assert {each.name: each.channel_axis for each in observed}["BiasAdd_1"] == -1

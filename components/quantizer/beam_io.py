@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 from tfx.components.util import examples_utils
@@ -13,6 +13,8 @@ from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import DataError, nearest
 
 _TF_EXAMPLE = example_gen_pb2.PayloadFormat.FORMAT_TF_EXAMPLE
+#: Files that are read in turn.
+_OPEN_FILES = 16
 _TFRECORD_FILES = ("tfrecords_gzip", "FORMAT_TFRECORDS_GZIP")
 
 
@@ -47,22 +49,19 @@ def split_patterns(examples: Sequence[Artifact], split: str) -> list[str]:
     return patterns
 
 
-def first_records(patterns: Sequence[str], count: int) -> list[bytes]:
-    """Returns up to ``count`` records: the first of each file, then the second of each, and so on.
+def records_in_turn(patterns: Sequence[str]) -> Iterator[bytes]:
+    """Yields the first record of each file, then the second of each, and so on; of many files, of some at a time.
 
     Raises:
-      DataError: if a file cannot be read, or no file holds a record.
+      DataError: while iterating, if a file cannot be read.
     """
     files = [path for pattern in patterns for path in sorted(tf.io.gfile.glob(pattern))]
-    found: list[bytes] = []
-    readers = [read_tfrecords([path]) for path in files]
-    while readers and len(found) < count:
-        for reader in list(readers):
-            record = next(reader, None)
-            if record is None:
-                readers.remove(reader)
-            elif len(found) < count:
-                found.append(record)
-    if not found:
-        raise DataError(f"there are no examples in {', '.join(patterns)}")
-    return found
+    for start in range(0, len(files), _OPEN_FILES):
+        readers = [read_tfrecords([path]) for path in files[start : start + _OPEN_FILES]]
+        while readers:
+            for reader in list(readers):
+                record = next(reader, None)
+                if record is None:
+                    readers.remove(reader)
+                else:
+                    yield record

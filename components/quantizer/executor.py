@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -20,7 +22,7 @@ from tfx.utils import path_utils
 
 from components.artifacts import EVALUATION_FILE, graph_path, read_meta
 from components.outputs import describe, fresh_outputs
-from components.quantizer.beam_io import first_records, split_patterns
+from components.quantizer.beam_io import records_in_turn, split_patterns
 from components.quantizer.parameters import Parameters
 from quantizer_core.beam import Calibrate, Evaluate, ReadRecords, SampleExamples, WriteOne, read_one
 from quantizer_core.calibration.run import CalibrationRun
@@ -35,6 +37,7 @@ from quantizer_core.graph.files import load_graph, save_graph
 from quantizer_core.machine import describe_machine
 from quantizer_core.planning.plan import SLOWER, QuantizationPlan
 from quantizer_core.prepare import prepare, save_prepared
+from quantizer_core.preprocessing.decoder import ExampleDecoder
 from quantizer_core.quantize import convert
 from quantizer_core.reads import ReadCounts
 from quantizer_core.runtime import check_machine
@@ -58,8 +61,9 @@ COUNTERS_FILE = "counters.json"
 
 _WORK_DIRECTORY = "work"
 
-#: Of the split that the graphs are compared on, as many examples are tried before the work begins.
-_TRIED_EXAMPLES = 16
+#: Of the split that the graphs are compared on, as many examples are tried before the work begins, if that many can be
+#: used among the first.
+_TRIED_EXAMPLES, _LOOKED_AT = 16, 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -122,8 +126,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         graph_def = load_graph(fp32_path)
         prepared = prepare(graph_def, config)
-        if known is None:
-            first_records(calibration_patterns, 1)  # there are any
+        if known is None and next(records_in_turn(calibration_patterns), None) is None:
+            raise DataError(f"there are no examples in {', '.join(calibration_patterns)}")
         _try_comparison(graph_def, prepared, evaluation_patterns, parameters)
         saved = known or self._calibrate(prepared, calibration_patterns, parameters, work)
         calibration = saved.run_for(prepared, config, "what was given as calibration_ranges")
@@ -199,10 +203,22 @@ def _try_comparison(
       DataError: if there are no examples, none of the first can be used, or the metric cannot be had from them.
       GraphError: if the graph cannot be run.
     """
-    first = first_records(patterns, _TRIED_EXAMPLES)
     config = dataclasses.replace(parameters.config, max_bad_fraction=1.0)
+    first: list[bytes] = []
+    usable: list[bytes] = []
+    decoder = ExampleDecoder(config, prepared.inputs)
+    for record in itertools.islice(records_in_turn(patterns), _LOOKED_AT):
+        if len(first) < _TRIED_EXAMPLES:
+            first.append(record)
+        with contextlib.suppress(DataError):
+            decoder.decode(record)
+            usable.append(record)
+        if len(usable) == _TRIED_EXAMPLES:
+            break
+    if not first:
+        raise DataError(f"there are no examples in {', '.join(patterns)}")
     try:
-        run = evaluate(graph_def, graph_def, prepared.inputs, prepared.outputs, first, config)
+        run = evaluate(graph_def, graph_def, prepared.inputs, prepared.outputs, usable or first, config)
         judge(run.counts, metric=parameters.metric, max_drop=parameters.max_drop, facts={})
     except DataError as error:
         raise DataError(f"the first examples of split {parameters.evaluation_split!r}: {error}") from None

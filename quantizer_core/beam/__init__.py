@@ -1,7 +1,7 @@
 """The only Beam code of the core: calibration and evaluation as transforms, and what goes in and comes out.
 
 Everything that a worker needs is here: it has to have ``quantizer_core``, but neither TFX nor ``components``. A worker
-that first imports TensorFlow for this package runs it with oneDNN, whatever the process that started it asked for.
+that first imports TensorFlow for this package runs it with oneDNN, unless its environment says otherwise.
 """
 
 # ruff: noqa: E402 - TensorFlow reads what is asked for here when the modules below import it.

@@ -26,7 +26,7 @@ from quantizer_core.config import PreprocessConfig, QuantizationConfig
 from quantizer_core.errors import CommandError, DataError
 from quantizer_core.feeds import example_of, examples_of_batch
 from quantizer_core.graph.control_flow import sporadic_nodes
-from quantizer_core.graph.files import save_graph
+from quantizer_core.graph.files import TEXT_ENDING, save_graph
 from quantizer_core.graph.graph import node_of
 from quantizer_core.reads import ReadCounts
 from quantizer_core.sample import KEPT_RECORDS, SmallestHashes, digest_of
@@ -58,7 +58,8 @@ def calibrate_by_callback(
       timeout: seconds that the command may take; None: any.
       on_example: called with the number of examples seen so far.
       on_line: called with each other line that the command prints.
-      graph_path: where to keep the graph that prints; None: in a temporary directory, which is removed.
+      graph_path: where to keep the graph that prints; None: nowhere. The command gets a binary GraphDef, which that
+        file is not if it is to be of text (``.pbtxt``).
 
     Raises:
       ConfigError: if the command is empty, or has words that only a shell understands.
@@ -76,7 +77,9 @@ def calibrate_by_callback(
 
     reader = LogReader(gathered.add, note)
     with _place(graph_path) as path:
-        save_graph(instrument(prepared, with_inputs=config.refine_examples > 0), path, overwrite=True)
+        instrumented = instrument(prepared, with_inputs=config.refine_examples > 0)
+        for place in dict.fromkeys((path, graph_path or path)):
+            save_graph(instrumented, place, overwrite=True)
         words = command_words(command, path)
         code = run_command(words, reader.feed, timeout)
     reader.finish(whole=code == 0)
@@ -100,7 +103,7 @@ def sampled_config(config: QuantizationConfig) -> QuantizationConfig:
 
 @contextlib.contextmanager
 def _place(path: str | None) -> Iterator[str]:
-    if path is not None:
+    if path is not None and not path.endswith(TEXT_ENDING):
         yield os.path.abspath(path)
         return
     with tempfile.TemporaryDirectory(prefix="quantizer_") as directory:

@@ -170,8 +170,9 @@ def _check_request(request: Request) -> None:
 
 
 def _place(path: str) -> str:
-    """Returns where a path leads, links followed; what is not local stays as it is."""
-    return path if "://" in path else os.path.realpath(path)
+    """Returns where a path leads, links followed if it is local."""
+    scheme, remote, rest = path.rpartition("://")
+    return f"{scheme}{remote}{os.path.normpath(rest)}" if remote else os.path.realpath(path)
 
 
 def _write(request: Request, ready: Calibrated, conversion: Conversion, evaluation: EvaluationResult | None) -> None:

@@ -66,7 +66,18 @@ def convert(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """
     from quantizer_core.cli.conversion import Request, run
     from quantizer_core.cli.report import tell
+
+    if options["output_graph"] is None:
+        options["output_graph"] = _beside(options["input_graph"])
+    tell(ctx, run(Request(**options), quiet=as_json), as_json)
+
+
+def _beside(graph: str) -> str:
+    """Returns the path of the INT8 graph of a graph file or a SavedModel's directory."""
+    import os
+
     from quantizer_core.graph.names import path_beside
 
-    options["output_graph"] = options["output_graph"] or path_beside(options["input_graph"].rstrip("/"), "int8")
-    tell(ctx, run(Request(**options), quiet=as_json), as_json)
+    if os.path.isdir(graph):
+        graph = os.path.abspath(graph) + ".pb"  # whatever dots are in its name
+    return path_beside(graph.rstrip("/"), "int8")

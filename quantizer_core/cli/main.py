@@ -38,6 +38,8 @@ class _Group(click.Group):
             click.echo(f"error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except UnicodeEncodeError as error:  # TensorFlow's file systems take names of UTF-8 alone
+            if not all("\udc80" <= letter <= "\udcff" for letter in error.object[error.start : error.end]):
+                raise
             click.echo(f"error: a name is no UTF-8, rename it: {os.fsencode(error.object)!r}", err=True)
             ctx.exit(2)
 

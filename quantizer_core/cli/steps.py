@@ -20,7 +20,6 @@ from quantizer_core.cli.progress import step, warn_of_skipped
 from quantizer_core.config import QuantizationConfig
 from quantizer_core.data import read_examples
 from quantizer_core.errors import ConfigError
-from quantizer_core.graph.files import TEXT_ENDING
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import Conversion, convert
 from quantizer_core.runtime import check_machine
@@ -238,7 +237,7 @@ def calibrated(
                 timeout=request.callback_timeout,
                 on_example=seen,
                 on_line=None if quiet else lambda line: click.echo(f"  {line}", err=True),
-                graph_path=_instrumented(stages_beside),
+                graph_path=stage_paths(stages_beside)[INSTRUMENTED] if stages_beside is not None else None,
             )
         return Calibrated(graph, config, prepared, run, sampled_config(config))
     # Labels are of what is compared on; calibration does without.
@@ -249,12 +248,6 @@ def calibrated(
         calibration = calibrate(prepared, examples, unlabelled, seen)
     warn_of_skipped("calibration", calibration.reads, quiet)
     return Calibrated(graph, config, prepared, calibration, unlabelled)
-
-
-def _instrumented(stages_beside: str | None) -> str | None:
-    """Returns where the graph for a command goes if it is kept: one in text would be no GraphDef to the command."""
-    path = None if stages_beside is None else stage_paths(stages_beside)[INSTRUMENTED]
-    return None if path is None or path.endswith(TEXT_ENDING) else path
 
 
 def named(request: CalibrationRequest, config: QuantizationConfig, graph: LoadedGraph) -> QuantizationConfig:

@@ -14,8 +14,12 @@ from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import ConfigError, DataError
 
 _FILES = tuple(ending for kind in DEFAULT_EXTENSIONS for ending in kind)
-#: How files of TFRecords are called: by their kind, compressed, or as one of several (``train-00000-of-01024``).
-_RECORD_NAME = re.compile(r".*tfrecord.*|.*\.records?(-\d+-of-\d+)?|.*\.gz|.*-\d{5}-of-\d{5}", re.IGNORECASE)
+#: How files of TFRecords are called: by their kind, or as one of several (``train-00000-of-01024``, but not the data of
+#: a checkpoint). In a folder of nothing else, whatever has the kind in its name or is compressed is taken too.
+_RECORD_NAME = re.compile(
+    r"(?!.*\.data-).*(\.?tfrecords?|\.records?|-\d{5}-of-\d{5})(-\d+-of-\d+)?(\.gz)?", re.IGNORECASE
+)
+_MAYBE_RECORD_NAME = re.compile(rf"{_RECORD_NAME.pattern}|.*tfrecord.*|.*\.gz", re.IGNORECASE)
 
 
 def read_examples(
@@ -45,11 +49,11 @@ def read_examples(
     """
     path = os.fspath(path)
     if is_folder_of_files(path, extensions):
-        records = [name for name in tf.io.gfile.listdir(path) if "tfrecord" in name.lower()]
-        if records and not extensions:
+        records = [] if extensions else _files_of_names(path, _RECORD_NAME)
+        if records:
             raise DataError(
-                f"folder {path!r} holds TFRecords ({records[0]}) and images or sounds: name the former by a pattern "
-                f"({os.path.join(path, '*tfrecord*')!r}), or move them apart"
+                f"folder {path!r} holds TFRecords ({os.path.basename(records[0])}) and images or sounds: name those "
+                f"by a pattern ({os.path.join(path, '*tfrecord*')!r}), or move them apart"
             )
         return read_folder(
             path, labels=labels, classes=classes, label_key=label_key, image_key=image_key, extensions=extensions
@@ -62,23 +66,27 @@ def read_examples(
 
 def _record_files(path: str) -> list[str]:
     if tf.io.gfile.isdir(path):
-        names = [name for name in sorted(tf.io.gfile.listdir(path)) if not name.startswith((".", "_"))]
-        files = _not_folders(os.path.join(path, name) for name in names if _RECORD_NAME.fullmatch(name))
+        files = _files_of_names(path, _MAYBE_RECORD_NAME)
         if not files:
             raise DataError(
                 f"folder {path!r} holds neither files of {', '.join(_FILES)} nor TFRecords (*tfrecord*, *.record, "
                 "*.gz, *-00000-of-00001)"
             )
         return files
-    if tf.io.gfile.exists(path):  # whatever characters are in its name
-        return [path]
     try:
+        if tf.io.gfile.exists(path):  # whatever characters are in its name
+            return [path]
         files = _not_folders(sorted(tf.io.gfile.glob(path)))
     except tf.errors.OpError:
         files = []
     if not files:
         raise DataError(f"no examples at {path!r}: no such file or folder, and no file matches it as a pattern")
     return files
+
+
+def _files_of_names(folder: str, wanted: re.Pattern[str]) -> list[str]:
+    names = [name for name in sorted(tf.io.gfile.listdir(folder)) if not name.startswith((".", "_"))]
+    return _not_folders(os.path.join(folder, name) for name in names if wanted.fullmatch(name))
 
 
 def _not_folders(paths: Iterable[str]) -> list[str]:

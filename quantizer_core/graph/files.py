@@ -19,9 +19,9 @@ from quantizer_core.whole_file import whole_file
 
 __all__ = ["FrozenModel", "check_frozen", "freeze_saved_model", "load_graph", "save_graph"]
 
-#: How a text GraphDef begins, comments aside. A binary one begins with a tag byte and a length, which never fit.
 #: Files of such names are written as text.
 TEXT_ENDING = ".pbtxt"
+#: How a text GraphDef begins, comments aside. A binary one begins with a tag byte and a length, which never fit.
 _TEXT_START = re.compile(rb"\s*(#[^\n]*\n\s*)*(node|library|versions?)\s*[:{<]")
 
 _EXPORT = "load it in Keras, model.export() it, and freeze that SavedModel"

@@ -49,7 +49,8 @@ class Graph:
       copy: False for a graph that is only asked: it shares the GraphDef's nodes, and editing raises ``TypeError``.
 
     Attributes:
-      protected: names of nodes that no rewrite rule may fold into another, take over or write as another op.
+      protected: names of nodes that no rewrite rule may fold into a kernel, let a kernel take over or write as another
+        op that has a kernel. (Constants are folded, and what does nothing in inference goes, all the same.)
 
     Raises:
       GraphError: if a name occurs twice, or a node reads one that the graph does not hold.
@@ -298,6 +299,11 @@ class Graph:
         """Replaces all inputs of a node; control inputs are put last, as GraphDefs want it, and each is kept once."""
         target = self.node(node if isinstance(node, str) else node.name)
         self._put_inputs(target, self._checked(inputs))
+
+    def protect_as(self, name: str, other: str) -> None:
+        """Protects a node that takes a protected one's part under another name."""
+        if name in self.protected:
+            self.protected |= {other}
 
     def set_input(self, node: NodeDef | str, index: int, tensor: str) -> None:
         """Replaces one input of a node.

@@ -156,7 +156,8 @@ def _freeze_v2(directory: str, signature: str, tags: Sequence[str]) -> _Signatur
 
 
 def _freeze_v1(directory: str, signature: str, tags: Sequence[str]) -> _Signature:
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    config = tf.compat.v1.ConfigProto(allow_soft_placement=True)  # it may name a GPU
+    with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
         meta_graph = loader_impl.SavedModelLoader(directory).load(session, list(tags))
         definition = meta_graph.signature_def[signature]
         inputs = {key: _tensor(key, info) for key, info in sorted(definition.inputs.items())}

@@ -77,7 +77,7 @@ def quantizer_answers(lineage: Lineage, step: Step) -> dict[str, Any]:
             "reused": calibrated_by is not step,
         },
         "config": _config(step),
-        "core_version": step.parameters.get("core_version"),
+        "core_version": facts.get("core_version", step.parameters.get("core_version")),
         "machine": {**machine, "weight_bits": facts.get("weight_bits")} if machine else None,
         "evaluation": _plain(evaluation),
         "blessing": _plain(blessing),

@@ -105,7 +105,7 @@ class _Lowering:
         """Lets who asks for a tensor's shape alone ask its codes: its values need not be dequantised for that."""
         codes = self.integers[tensor]
         for edge in list(self.graph.consumers(tensor)):
-            if edge.consumer.op in _SHAPE_OPS:
+            if edge.consumer.op in _SHAPE_OPS and edge.index == 0:
                 self.graph.set_input(edge.consumer, edge.index, codes.name)
                 set_attr(edge.consumer, "T", getattr(tf, codes.dtype))
 

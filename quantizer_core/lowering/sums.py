@@ -34,6 +34,7 @@ _PASSING = frozenset({
     "Tile", "ConcatV2", "Bitcast", "MaxPool", "AvgPool", "Relu", "Relu6", "LeakyRelu", "Elu", "Sigmoid", "Tanh",
     "Softmax", "Softplus", "BiasAdd", "Add", "AddV2", "Exp", "Mean", "Max", "PartitionedCall", "QuantizeV2",
     "Dequantize", "SpaceToBatchND", "BatchToSpaceND", "ResizeBilinear", "ResizeNearestNeighbor",
+    "SpaceToDepth", "DepthToSpace", "GatherV2",
 })  # fmt: skip
 _NO_LIMIT = np.iinfo(np.int32).max
 #: Ops whose result is known, zero, if their constant operand is zero.

@@ -101,7 +101,11 @@ def _codes_wanted(graph: Graph, node: NodeDef) -> bool:
 def _floats_read(graph: Graph, tensor: str) -> bool:
     """Tells whether an op that is computed in float32 surely reads a tensor, as activations do that no kernel has."""
     integer = ANCHOR_OPS | ADD_OPS | RELU_OPS | passive.PASSIVE_OPS - passive.MEAN_OPS
-    return any(edge.consumer.op not in integer for edge in graph.consumers(tensor))
+
+    def floats(node: NodeDef) -> bool:
+        return not _codes_wanted(graph, node) if node.op in passive.PLAIN_MOVES else node.op not in integer
+
+    return any(floats(edge.consumer) for edge in graph.consumers(tensor))
 
 
 def make_plan(

@@ -22,7 +22,6 @@ KEEPS_SIGN = frozenset(
 ALL_INPUTS = frozenset({"Add", "AddV2", "AddN", "Mul", "Maximum", "Minimum", "ConcatV2", "Pack", "RealDiv", "BiasAdd"})
 _DATA_INPUT = {"Split": 1}
 _UNSIGNED = frozenset(d.as_datatype_enum for d in (tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.bool))
-_FLOATING = frozenset(d.as_datatype_enum for d in (tf.float16, tf.bfloat16, tf.float32, tf.float64))
 
 
 class Signs:
@@ -58,9 +57,10 @@ class Signs:
             value = self._graph.constant(name)
             return bool(value is not None and value.dtype.kind in "fiub" and np.all(value >= 0))
         if node.op == "Cast":
-            if node.attr["DstT"].type not in _FLOATING:  # a narrower integer may wrap around
-                return False
-            return node.attr["SrcT"].type in _UNSIGNED or None
+            source, target = (tf.as_dtype(node.attr[key].type) for key in ("SrcT", "DstT"))
+            if target.is_integer and source != tf.bool and (not source.is_integer or target.max < source.max):
+                return False  # it may wrap around
+            return source.as_datatype_enum in _UNSIGNED or None
         if node.op in NONNEGATIVE:
             return True
         if node.op in KEEPS_SIGN or node.op in ALL_INPUTS:

@@ -68,7 +68,7 @@ class Simulation:
         inputs = [spec.name for spec in prepared.inputs]  # fed at every step, whether a kernel needs them or not
         graph.prune([*self._cuts.values(), *self._value.values(), *(node.name for node in self.steps), *inputs])
         # Every step feeds and fetches other tensors: optimising the graph anew each time costs more than it gains.
-        config = tf.ConfigProto(allow_soft_placement=True)
+        config = tf.ConfigProto()
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.Session(graph=imported(graph.to_graph_def()), config=config)
 

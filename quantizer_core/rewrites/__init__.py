@@ -73,8 +73,8 @@ def apply_rewrites(
       graph_def: a frozen graph; it is not changed.
       inputs: names of the nodes that are fed; any op. They are placeholders in the result, needed or not.
       outputs: names of the nodes that are read; they keep their names and values.
-      excluded_ops, excluded_nodes: op types and nodes that stay FP32: no rule folds one into a kernel, lets a kernel
-        take over what it does, or writes it as another op. (What follows one is folded into it as into others.)
+      excluded_ops, excluded_nodes: op types and nodes that stay FP32: see ``Graph.protected``. (What follows a
+        layer that is excluded is folded into it as into others.)
 
     Raises:
       UnknownNodeError: if the graph holds no node of a given name.

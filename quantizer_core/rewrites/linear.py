@@ -150,6 +150,7 @@ def add_bias(graph: Graph, linear: Linear, shift: np.ndarray, outputs: Sequence[
         inner = NodeDef()
         inner.CopyFrom(node)
         inner.name = graph.unique_name(f"{node.name}/linear")
+        graph.protect_as(node.name, inner.name)
         graph.replace_node(_bias_add(linear, node.name, graph.add(inner), bias))
     else:
         name = graph.add(_bias_add(linear, graph.unique_name(f"{node.name}/bias_add"), node.name, bias))

@@ -99,6 +99,7 @@ def _turn_back(graph: Graph, node: NodeDef, outputs: Sequence[str]) -> None:
     inner = NodeDef()
     inner.CopyFrom(node)
     inner.name = graph.unique_name(f"{node.name}/nhwc")
+    graph.protect_as(node.name, inner.name)
     added = _transpose(graph, f"{node.name}{_MARK}", graph.add(inner), _TO_NCHW)
     graph.redirect(node.name, added, control=False)
     result = NodeDef(op="Identity", name=node.name, input=[added])

@@ -44,6 +44,9 @@ def strip_unused(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) ->
         for key in _PLACEMENT:
             if key in node.attr:
                 del node.attr[key]
+    for function in graph.library.function:
+        for node in function.node_def:
+            node.device = ""
     return changed
 
 

@@ -74,7 +74,11 @@ class ZooModel:
 
 def _words(*entries: str) -> list[str]:
     """Returns the words of a command line in parts, as the registry of 2020 has it: a part may hold blanks."""
-    return shlex.split(" ".join(entries))
+    line = " ".join(entries)
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"registry of models: the launch arguments {line!r} cannot be taken apart: {error}") from None
 
 
 def load_models(path: str | os.PathLike[str] = MODELS) -> dict[str, ZooModel]:

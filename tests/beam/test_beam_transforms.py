@@ -148,16 +148,28 @@ def test_a_worker_of_another_kind_or_version_is_refused(
             load(*arguments)
 
 
+#: Tells whether TensorFlow was there when oneDNN was asked for, what was asked for, and whether TensorFlow has it.
+ASKING = f"""
+import os, sys
+from quantizer_core import onednn
+ask, before = onednn.use_onednn, []
+onednn.use_onednn = lambda: (before.append("tensorflow" in sys.modules), ask())
+import quantizer_core.beam
+from tensorflow.python.util import _pywrap_util_port
+print(before[0], os.environ[{SWITCH!r}], int(_pywrap_util_port.IsMklEnabled()))
+"""
+
+
 @pytest.mark.parametrize(("given", "asked"), [(None, "1"), ("0", "0")])
 def test_a_worker_that_nobody_told_asks_for_onednn(given: str | None, asked: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != SWITCH}
     if given is not None:
         environment[SWITCH] = given
     said = subprocess.run(
-        [sys.executable, "-c", f"import os, quantizer_core.beam; print(os.environ[{SWITCH!r}])"],
+        [sys.executable, "-c", ASKING],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert said.stdout.split() == [asked]
+    assert said.stdout.split() == ["False", asked, asked]  # TensorFlow was not there yet, and found it
 
 
 def test_graphs_are_read_from_any_path_that_tensorflow_knows(tmp_path: Path) -> None:

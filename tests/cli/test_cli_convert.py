@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner, Result
 
+from quantizer_core.cli.conversion import _place
+from quantizer_core.cli.convert import _beside
 from quantizer_core.cli.load import LoadedGraph
 from quantizer_core.cli.main import cli
 from quantizer_core.data import read_examples, tensor_example, write_tfrecords
@@ -152,7 +154,7 @@ def test_options_go_before_the_config_file(workspace: Workspace) -> None:
     options = {"excluded_ops": ["Conv2D"], "per_channel": False, "outputs": ["logits"], "only_faster": False}
     config.write_text(json.dumps(options))
     result = workspace.convert("--config", config, "--json")
-    assert json.loads(result.stdout)["by_op"] == {"MatMul": [1, 1]} or json.loads(result.stdout)["quantized"] == 1
+    assert json.loads(result.stdout)["by_op"] == {"Conv2D": [0, 1], "MatMul": [1, 1]}
     result = workspace.convert("--config", config, "--excluded_ops", "MatMul", "--overwrite", "--json")
     assert json.loads(result.stdout)["by_op"]["Conv2D"] == [1, 1]
 
@@ -273,6 +275,32 @@ def test_outputs_that_cannot_be_written_stop_the_run_before_any_work(workspace: 
     report = ("--report", root / "folder", "--overwrite", "--int8_graph", workspace.graph)
     result = run("evaluate", "--input_graph", workspace.graph, "--evaluation_data", root / "images", *report)
     assert result.exit_code == 2 and "--report" in result.stderr and "is a directory" in result.stderr
+
+
+def test_the_default_output_lies_beside_the_input(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the input is the directory of a SavedModel, whatever dots are in its name."""
+    data = ("--calibration_data", workspace.root / "images", "--preprocess", "unit")
+    result = run("convert", "--input_graph", workspace.graph, *data)
+    assert result.exit_code == 0 and workspace.made() == ["float_int8.pb"], result.stderr
+    model = workspace.root / "net_1.0_224"
+    model.mkdir()
+    monkeypatch.chdir(model)
+    for given in (str(model), f"{model}/", "."):
+        assert _beside(given) == str(workspace.root / "net_1.0_224_int8.pb")
+    assert _beside("gs://b/net.pb") == "gs://b/net_int8.pb"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("gs://b/x/", "gs://b/x", True),
+        ("gs://b//x", "gs://b/x", True),
+        ("gs://b/x", "s3://b/x", False),
+        (".", "./", True),
+    ],
+)
+def test_places_are_the_same_however_they_are_spelled(one: str, other: str, same: bool) -> None:
+    assert (_place(one) == _place(other)) == same
 
 
 def test_a_name_that_is_no_utf8_is_one_line() -> None:

@@ -11,8 +11,10 @@ from apache_beam.testing.util import assert_that, equal_to
 from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 
-from components.quantizer.beam_io import first_records, split_patterns
+from components.quantizer import beam_io
+from components.quantizer.beam_io import records_in_turn, split_patterns
 from quantizer_core.beam import ReadRecords
+from quantizer_core.data.tfrecords import read_tfrecords
 from quantizer_core.errors import DataError
 from tests.helpers.tfx_artifacts import examples
 
@@ -55,15 +57,15 @@ def test_other_payloads_and_files_are_refused(tmp_path: Path) -> None:
         split_patterns([parquet], "train")
 
 
-def test_the_first_records_are_of_all_files_in_turn(tmp_path: Path) -> None:
+def test_records_come_from_files_in_turn_of_which_few_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = examples(tmp_path / "1", {"train": [b"a", b"b", b"c"]})
     second = examples(tmp_path / "2", {"train": [b"d"]})
     patterns = split_patterns([first, second], "train")
     # Two files a split: a and c, b; d, none.
-    assert first_records(patterns, 3) == [b"a", b"b", b"d"]
-    assert first_records(patterns, 1) == [b"a"] and first_records(patterns, 9) == [b"a", b"b", b"d", b"c"]
-    for path in (tmp_path / "1" / "Split-train").iterdir():
-        tf.io.TFRecordWriter(str(path), "GZIP").close()
-    assert first_records(patterns, 3) == [b"d"]
-    with pytest.raises(DataError, match="there are no examples in .*Split-train"):
-        first_records(patterns[:1], 3)
+    assert list(records_in_turn(patterns)) == [b"a", b"b", b"d", b"c"]
+    opened: list[str] = []
+    monkeypatch.setattr(beam_io, "_OPEN_FILES", 2)
+    monkeypatch.setattr(beam_io, "read_tfrecords", lambda paths: opened.append(paths[0]) or read_tfrecords(paths))
+    records = records_in_turn(patterns)
+    assert next(records) == b"a" and len(opened) == 2
+    assert list(records) == [b"b", b"c", b"d"] and len(opened) == 4

@@ -81,6 +81,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> standa
         "short_image": [tensor_example(1, image=image[:7]) for image in images[:8]],
         "not_finite": [tensor_example(1, image=np.full(64, np.nan)) for _ in range(8)],
         "mixed": [*good[:30], tensor_example(1, image=images[0][:7]), b"\xff"],
+        "late_bad": [*good[:16], *(tensor_example(1, picture=image) for image in images[:8])],
+        "early_bad": [*(tensor_example(1, picture=image) for image in images[:40]), *good],
         "no_files": [],
     }
     artifact = examples(tmp_path_factory.mktemp("examples") / "data", splits)
@@ -409,6 +411,7 @@ def test_what_is_skipped_is_logged_and_counted(
         ({"calibration_split": "not_finite"}, "(?i)nan|infinit|finite"),
         ({"evaluation_split": "no_image"}, "'image'"),
         ({"evaluation_split": "unlabelled"}, "'label'"),
+        ({"evaluation_split": "late_bad"}, "^8 of 24 examples for evaluation cannot be used"),
     ],
 )
 def test_bad_examples_are_refused_and_leave_nothing(
@@ -417,6 +420,16 @@ def test_bad_examples_are_refused_and_leave_nothing(
     with pytest.raises(DataError, match=message):
         _quantize(frozen, data, tmp_path, **parameters)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_bad_examples_at_the_head_of_a_split_are_no_hindrance(
+    frozen: FrozenGraph, data: Artifact, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, max_bad_fraction=0.2)
+    evaluation = _quantize(frozen, data, tmp_path, quantization_config=config, evaluation_split="early_bad")[
+        "evaluation"
+    ]
+    assert evaluation.get_int_custom_property("evaluation_skipped") == 40
 
 
 @pytest.mark.parametrize(

@@ -187,12 +187,34 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     assert list(read_examples(tmp_path / "a[1].tfrecord")) == RECORDS
 
 
-def test_images_beside_tfrecords_are_not_taken_for_the_data(tmp_path: Path) -> None:
+def test_names_that_are_like_those_of_tfrecords_hinder_no_folder_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    for name in ("make_tfrecords.py", "tfrecords.md", "labels.csv.gz", ".old.tfrecord", "_tmp.tfrecord"):
+        (tmp_path / name).write_text("no records")
+    (tmp_path / "tfrecords").mkdir()
+    assert len(list(read_examples(tmp_path))) == 1
+
+
+def test_a_checkpoint_beside_tfrecords_is_passed_over(tmp_path: Path) -> None:
     write_tfrecords(RECORDS, str(tmp_path / "train.tfrecord"))
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"weights")
+    assert list(read_examples(tmp_path)) == RECORDS
+
+
+def test_a_file_system_that_is_not_there_is_told() -> None:
+    with pytest.raises(DataError, match="no examples at 's3://bucket/data'"):
+        read_examples("s3://bucket/data")
+
+
+@pytest.mark.parametrize(
+    "name", ["train.tfrecord", "train-00000-of-00001", "a.record-00000-of-00001", "x.tfrecords.gz"]
+)
+def test_images_beside_tfrecords_are_not_taken_for_the_data(tmp_path: Path, name: str) -> None:
+    write_tfrecords(RECORDS, str(tmp_path / name))
     write_images(tmp_path, "raw/histogram.png")
-    with pytest.raises(DataError, match=r"holds TFRecords \(train.tfrecord\) and images .*\*tfrecord\*"):
+    with pytest.raises(DataError, match=rf"holds TFRecords \({name}\) and images .*\*tfrecord\*"):
         read_examples(tmp_path)
-    assert list(read_examples(tmp_path / "*tfrecord*")) == RECORDS
+    assert list(read_examples(tmp_path / f"{name[:4]}*")) == RECORDS
 
 
 def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def test_a_rehearsal_finds_nothing_of_the_one_before(tmp_path: Path) -> None:
         left.write_text("of a run with more shards")
 
 
+def test_what_a_rehearsal_before_left_is_not_removed_where_it_is_imported(tmp_path: Path) -> None:
+    left = tmp_path / "root" / "one" / "out"
+    left.mkdir(parents=True)
+    importer = {"artifactUri": {"constant": str(left)}, "typeSchema": TYPE, "metadata": {"number": 40}}
+    tasks = {"old": task("old"), "one": task("one", "old")}
+    with pytest.raises(ConfigError, match="an importer names what a rehearsal before left in .*root/one"):
+        rehearse(
+            spec(tmp_path, tasks, {"old": {"importer": importer}, "one": container()}),
+            str(tmp_path / "root"),
+            launch_here,
+        )
+    assert left.exists()
+
+
 def test_importer_gives_what_it_imports(tmp_path: Path) -> None:
     tasks = {"old": task("old"), "reader": task("reader", "old")}
     importer = {"artifactUri": {"constant": "/some/model"}, "typeSchema": TYPE, "metadata": {"number": 40}}

@@ -115,8 +115,7 @@ def convert_with_outputs(conversion: Conversion, tensors: tuple[str, ...]):
     graph = Graph(graph_def)
     seen = {each.tensor: each.found for each in watched}
     for tensor in tensors:
-        if tensor in graph:
-            graph.remove([tensor])
+        assert tensor not in graph
         graph.add_node("Identity", tensor, [seen[tensor]], T=tf.float32)
     return graph.to_graph_def()
 

@@ -61,7 +61,9 @@ def test_proofs(define, expected):
     assert Signs(Graph(graph.as_graph_def())).nonnegative(name) is expected
 
 
-@pytest.mark.parametrize(("narrow", "unsigned"), [("int8", False), ("int32", False), ("float32", True)])
+@pytest.mark.parametrize(
+    ("narrow", "unsigned"), [("int8", False), ("int16", True), ("int32", True), ("uint16", True), ("float32", True)]
+)
 def test_an_unsigned_integer_that_may_wrap_around_proves_nothing(narrow, unsigned):
     with tf.Graph().as_default() as graph:
         x = tf.placeholder(tf.uint8, [2], name="x")

@@ -88,6 +88,14 @@ def test_entries_spelled_as_those_of_2020(tmp_path: Path, direct: list[str]) -> 
     ]
 
 
+def test_an_open_quotation_is_told(tmp_path: Path) -> None:
+    entry = json.loads(MODELS.read_text())[0]
+    entry["LAUNCH_BENCHMARK_PARAMS"]["LAUNCH_BENCHMARK_CMD"].append("--note=it's")
+    (tmp_path / "mine.json").write_text(json.dumps([entry]))
+    with pytest.raises(ConfigError, match="it's' cannot be taken apart: No closing quotation|cannot be taken apart"):
+        zoo_model("resnet50", tmp_path / "mine.json").launch_command(str(checkout(tmp_path)), "/data")
+
+
 def test_a_launch_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no benchmarks/launch_benchmark.py"):
         zoo_model("resnet50").launch_command(str(tmp_path), "/data")
