@@ -1,4 +1,5 @@
-# Everything a fresh machine needs is `python3.10` (with venv) and the package registry; see `make help`.
+# Everything a fresh machine needs is `python3.10` (with venv and headers), a C++ compiler, as two packages come as source
+# alone, and the package registry; see `make help`.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -23,6 +24,16 @@ COMPILED := tfx.v1, tensorflow, apache_beam, sklearn.metrics, matplotlib.pyplot,
 # Patience with slow registries.
 export UV_HTTP_TIMEOUT ?= 300
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# uv reads no setting of pip's: the registry that pip is told by the environment is told to uv too.
+ifeq ($(UV_DEFAULT_INDEX)$(UV_INDEX_URL)$(UV_INDEX),)
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX := $(PIP_INDEX_URL)
+endif
+endif
+# Where the home directory cannot be written to, uv's cache is here.
+ifeq ($(UV_CACHE_DIR)$(XDG_CACHE_HOME)$(shell test -w "$${HOME:-/nowhere}" && echo writable),)
+export UV_CACHE_DIR := $(CURDIR)/.cache/uv/cache
+endif
 
 # How requirements are compiled: for one platform, with hashes, and nothing in the file of where it was done.
 COMPILE = --python-version 3.10 --python-platform x86_64-manylinux_2_28 --generate-hashes \
@@ -44,7 +55,7 @@ KUBEFLOW_OUTPUT ?= build/kubeflow
 KUBEFLOW_ARGS ?=
 FROZEN_GRAPH_ARGS ?= --metric=agreement
 KUBEFLOW_OPTIONS = --image $(IMAGE) --pipeline_root $(PIPELINE_ROOT) --serving_root $(SERVING_ROOT) \
-	--output $(KUBEFLOW_OUTPUT) $(KUBEFLOW_ARGS)
+	--output "$(KUBEFLOW_OUTPUT)" $(KUBEFLOW_ARGS)
 PYTEST_ARGS ?=
 # Processes that tests run in, a file in one of them; each has its own TensorFlow.
 JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
@@ -70,7 +81,9 @@ $(READY): requirements.lock setup.py pyproject.toml | $(UV)
 	@test -x $(PY) || $(PYTHON) -m venv --without-pip $(VENV)
 	@rm -f $@
 	@echo "Installing requirements.lock into $(VENV)"
-	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements.lock
+	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements.lock || { \
+		echo "If a package could not be built: install a C++ compiler and Python's headers (g++ python3.10-dev)." >&2; \
+		echo "If the registry could not be reached: name yours in UV_DEFAULT_INDEX (uv reads no pip.conf)." >&2; exit 1; }
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@test -z "$${PYTHONDONTWRITEBYTECODE:-}" || \
 		PYTHONDONTWRITEBYTECODE= TF_CPP_MIN_LOG_LEVEL=3 $(PY) -W ignore -c "import $(COMPILED)"
@@ -81,7 +94,7 @@ prism: $(PRISM)  ## Build Prism, Beam's portable runner (needs Go), for the test
 $(PRISM): | constraints.in
 	@command -v $(GO) >/dev/null || { echo "Go is not on this machine: Prism cannot be built" >&2; exit 1; }
 	@echo "Building Prism $(PRISM_VERSION) into $(@D)"
-	@GOBIN=$(abspath $(@D)) $(GO) install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION)
+	@GOBIN="$(CURDIR)/$(@D)" "$(GO)" install github.com/apache/beam/sdks/v2/go/cmd/prism@v$(PRISM_VERSION)
 
 mlserver: $(MLSERVER)/.ready  ## Install MLServer into .cache/mlserver, to serve a pushed model (examples/mlserver).
 
@@ -103,13 +116,13 @@ test-long: setup  ## Run what CI has no time for: all graphs to their bars, a th
 	QUANTIZER_RANDOM_GRAPHS=500 $(PYTEST) -m slow -k many_random_graphs --timeout 3600
 
 demo: setup  ## Train, quantise, judge and push a small model with TFX, here, in minutes.
-	$(PY) -m pipelines.digits.local_runner --output $(DEMO_OUTPUT)
+	$(PY) -m pipelines.digits.local_runner --output "$(DEMO_OUTPUT)"
 
 frozen-graph-demo: setup  ## Take MobileNet's .pb and images of the shared data through the same pipeline.
-	$(PY) -m pipelines.frozen_graph.local_runner --output $(FROZEN_GRAPH_OUTPUT)
+	$(PY) -m pipelines.frozen_graph.local_runner --output "$(FROZEN_GRAPH_OUTPUT)"
 
 tabular-demo: setup  ## Take CSV rows through Transform, a Trainer, the Quantizer and TFX's Evaluator.
-	$(PY) -m pipelines.tabular.local_runner --output $(TABULAR_OUTPUT)
+	$(PY) -m pipelines.tabular.local_runner --output "$(TABULAR_OUTPUT)"
 
 kubeflow-spec: setup  ## Compile every pipeline for Kubeflow (IMAGE=…, PIPELINE_ROOT=gs://…; more in docs/kubeflow.md).
 	$(PY) -m pipelines.digits.kubeflow_runner $(KUBEFLOW_OPTIONS) --data_root $(DATA_ROOT)/digits

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from benchmarks.common import shared_data
 
 if TYPE_CHECKING:
@@ -65,8 +67,17 @@ class Case:
         found = list(read_examples(folder, labels=labels, label_key=LABEL_KEY))
         if folds == 1:
             return found[:CALIBRATION_IMAGES], views_of(found[CALIBRATION_IMAGES:], views)
+        found = shuffled(found)
         others = [example for index, example in enumerate(found) if index % folds != fold]
         return others[:: len(others) // CALIBRATION_IMAGES][:CALIBRATION_IMAGES], views_of(found[fold::folds], views)
+
+
+def shuffled(examples: Sequence[bytes]) -> list[bytes]:
+    """Returns examples in an order that has nothing to do with their classes, always the same.
+
+    Folders of classes give one image each in turn: every tenth would be of one class.
+    """
+    return [examples[index] for index in np.random.default_rng(0).permutation(len(examples))]
 
 
 _NIPS = "images.csv:ImageId:TrueLabel:-1"

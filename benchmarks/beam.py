@@ -310,7 +310,8 @@ def main(
     shared = Path(os.environ.get("QUANTIZER_SHARED_DATA", "../shared/data"))
     kinds = {"demo": DEMO, "calibration": CALIBRATION, "memory": MEMORY}
     path = output / "beam.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = told["rows"] if told.get("machine") == machine() else []
     results: Results = {Setting(*(row.get(name, 0) for name in Setting._fields)): row["runs"] for row in kept}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.accuracy_cases import CASES, LABEL_KEY, MOST_VIEWS, views_of
+from benchmarks.accuracy_cases import CASES, LABEL_KEY, MOST_VIEWS, shuffled, views_of
 from benchmarks.common import shared_data
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class GraphCase:
     def parts(self) -> list[tuple[list[bytes], list[bytes], list[int]]]:
         """Returns for each fold the examples to calibrate with, those to evaluate, and the numbers of these."""
         found = self.examples()
+        if self.folds > 1:
+            found = shuffled(found)
         result = []
         for fold in range(self.folds):
             if self.folds > 1:
@@ -118,15 +120,12 @@ def _coco_examples() -> list[bytes]:
 
 
 def _recordings() -> list[bytes]:
-    """The recordings, one of each word after the other."""
     from quantizer_core.data import read_examples
 
     folder = shared_data() / "audio_speech_commands"
-    found = list(
+    return list(
         read_examples(folder, classes=KEYWORDS, image_key="wav_data", label_key=LABEL_KEY, extensions=(".wav",))
     )
-    each = len(found) // len(KEYWORDS)
-    return [found[word * each + index] for index in range(each) for word in range(len(KEYWORDS))]
 
 
 def _annotations() -> dict[str, Any]:

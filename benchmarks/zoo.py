@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SHARE, COSINE, BOXES = 0.95, 0.99, 0.9
 CALIBRATION, COMPARED = 32, 32
 COLUMNS = ("graph", "INT8 of Conv2D, Depthwise, MatMul", "close to FP32", "FP32, ms", "INT8, ms", "faster", "size",
-           "calibration + conversion, s")  # fmt: skip
+           "the whole command, s")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

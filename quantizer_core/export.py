@@ -165,7 +165,7 @@ class _ServedModel(tf.Module):
         def results() -> dict[str, tf.Tensor]:
             if self._batch == 1:  # in one loop, so that the examples of a request may differ in shape
                 return _map(lambda example: self._one(*feeds(example)), examples, self._result_of_one)
-            one = tuple(tf.TensorSpec(example_shape(spec), spec.dtype) for spec in self._inputs)
+            one = tuple(tf.TensorSpec(_open_shape(example_shape(spec)), spec.dtype) for spec in self._inputs)
             return self._run(_map(feeds, examples, one))
 
         return self._unless_empty(examples, results)
@@ -228,9 +228,13 @@ def _spec(spec: TensorSpec, key: str, batch: int | None) -> tf.TensorSpec:
     """Returns the spec of an input with that batch; an input without batch dimension gets one at signatures (None)."""
     if spec.shape is None and (batch is not None or spec.dtype != "string"):
         return tf.TensorSpec(None, spec.dtype, name=key)
-    example = [None if size < 0 else size for size in (spec.shape or ())[1 if spec.has_batch else 0 :]]
+    example = _open_shape(example_shape(spec) or ()) or []
     leading = [] if batch is not None and not spec.has_batch else [batch]
     return tf.TensorSpec([*leading, *example], spec.dtype, name=key)
+
+
+def _open_shape(shape: tuple[int, ...] | None) -> list[int | None] | None:
+    return None if shape is None else [None if size < 0 else size for size in shape]
 
 
 def _graph_function(

@@ -148,6 +148,11 @@ def while_loop() -> None:
     tf.identity(y, name="y")
 
 
+def images_of_any_size() -> None:
+    x = tf.compat.v1.placeholder(tf.float32, [None, None, None, 3], name="x")
+    tf.reduce_mean(tf.nn.relu(x - 3.0), [1, 2], name="y")
+
+
 def control_edge_from_a_cut_input() -> None:
     x = tf.compat.v1.placeholder(tf.float32, [None, 4], name="unused")
     middle = tf.add(x, 1.0, name="middle")
@@ -172,6 +177,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     ),
     "mixing": lambda _: Case(mixing, ("x",), ("y", "z"), vector_example),
     "loop": lambda _: Case(while_loop, ("x",), ("y",), vector_example),
+    "any_size": lambda _: Case(
+        images_of_any_size, ("x",), ("y",), image_example, PreprocessConfig(kind="image", image_size=(9, 7))
+    ),
     "module": lambda folder: Case(quantize_and_dequantize, ("x",), ("y",), vector_example, module(folder)),
 }
 #: How many examples each case's graph takes at a time; None for all of them.

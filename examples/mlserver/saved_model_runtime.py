@@ -52,7 +52,11 @@ class SavedModelRuntime(MLModel):
 
 def _decode(given: RequestInput) -> list[bytes]:
     """Returns the examples of an input. MLServer's own codec would take text that is no base64 for an example."""
-    elements = list(given.data.root)
+    elements = given.data.root
+    if not isinstance(elements, list):
+        raise InferenceError(f"{given.name} holds {type(elements).__name__}, not a list of examples")
+    if given.shape[1:] == [1] and all(isinstance(element, list) and len(element) == 1 for element in elements):
+        elements = [element for (element,) in elements]  # data may be nested as the shape is
     content_type = given.parameters.content_type if given.parameters else None
     if (given.datatype, content_type) != ("BYTES", "base64"):
         raise InferenceError(

@@ -50,9 +50,9 @@ def config(changes: str) -> QuantizationConfig:
       ConfigError: if ``changes`` is no QuantizationConfig.
     """
     QuantizationConfig.from_json(changes)
-    return QuantizationConfig.from_json(
-        json.dumps({**json.loads(CONFIG.to_json()), **json.loads(changes.strip() or "{}")})
-    )
+    own, given = json.loads(CONFIG.to_json()), json.loads(changes.strip() or "{}")
+    preprocess = {**own["preprocess"], **given.get("preprocess", {})}
+    return QuantizationConfig.from_json(json.dumps({**own, **given, "preprocess": preprocess}))
 
 
 def files(shared: Path, directory: str) -> dict[str, str]:

@@ -136,6 +136,8 @@ class Gathered:
         Raises:
           CommandError: if it is of another graph.
         """
+        if not record.examples:  # a batch of none
+            return
         if not record.tensor:
             self._sample(record)
             return

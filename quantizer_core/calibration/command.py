@@ -9,8 +9,9 @@ import selectors
 import shlex
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from quantizer_core.errors import CommandError, ConfigError
 from quantizer_core.onednn import onednn_environment
@@ -91,12 +92,32 @@ def run_command(words: Sequence[str], on_data: Callable[[bytes], None], timeout:
         hint = f"; to set a variable write: env {shlex.join(words)}" if "=" in words[0] else ""
         raise CommandError(f"the calibration command cannot be started: {error}{hint}") from None
     try:
-        _read(process, on_data, timeout)
-        return process.wait()
+        with _orderly():
+            _read(process, on_data, timeout)
+            return process.wait()
     finally:
         _end_group(process)
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end this process by an exception meanwhile, so that the command does not outlive it."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signals: tuple[signal.Signals, ...] = ()
+    if threading.current_thread() is threading.main_thread():
+        signals = tuple(n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL)
+    for number in signals:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _read(process: subprocess.Popen[bytes], on_data: Callable[[bytes], None], timeout: float | None) -> None:

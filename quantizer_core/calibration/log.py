@@ -86,7 +86,8 @@ class LogReader:
             return self._payload(self._heading)
         start = self._data.find(_MARK)
         if start < 0:  # its end may be the beginning of a mark
-            self._take_text(len(self._data) - len(_MARK) + 1)
+            held = next(size for size in range(len(_MARK) - 1, -1, -1) if self._data.endswith(_MARK[:size]))
+            self._take_text(len(self._data) - held)
             return False
         self._take_text(start)
         self._heading = _HEADING.match(bytes(self._data[:_LONGEST_HEADING]))

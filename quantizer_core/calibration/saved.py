@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +27,8 @@ from quantizer_core.reads import ReadCounts
 from quantizer_core.types import PreparedGraph
 from quantizer_core.version import VERSION
 from quantizer_core.whole_file import whole_file
+
+_logger = logging.getLogger(__name__)
 
 #: The file's name in a directory that holds a saved calibration, as a pipeline's artifact does.
 CALIBRATION_FILE = "calibration.ranges"
@@ -102,7 +106,7 @@ class SavedCalibration:
             if it did not watch a tensor that is needed now, because the node was excluded then.
           DataError: as ``calibrate`` does.
         """
-        problem = self._other_graph(prepared) or self._other_preprocessing(config)
+        problem = self._other_graph(prepared, config) or self._other_preprocessing(config)
         if problem:
             raise ConfigError(f"{name} {problem}")
         tensors = {}
@@ -113,10 +117,12 @@ class SavedCalibration:
             if observed.channel_axis is None:
                 found = dataclasses.replace(found, channel_sums=None, channel_extremes=None)
             tensors[observed.name] = found
+        if config.refine_examples and self.run.reads.read and not self.run.hashed:
+            _logger.warning("%s holds no examples: weights are rounded to nearest, as without refine_examples", name)
         statistics = CalibrationStatistics(tensors, self.run.statistics.num_examples)
         return checked(dataclasses.replace(self.run, statistics=statistics), config)
 
-    def _other_graph(self, prepared: PreparedGraph) -> str:
+    def _other_graph(self, prepared: PreparedGraph, config: QuantizationConfig) -> str:
         for what, mine, theirs in (
             ("inputs", self.inputs, tuple(spec.name for spec in prepared.inputs)),
             ("outputs", self.outputs, prepared.outputs),
@@ -126,7 +132,12 @@ class SavedCalibration:
         if self.fingerprint == fingerprint_of(prepared):
             return ""
         by = f" (by version {self.core_version}; this is {VERSION})" if self.core_version != VERSION else ""
-        return f"is of another graph{by}: its nodes or weights differ; calibrate this graph"
+        excluded = (self.excluded_nodes, self.excluded_ops), (config.excluded_nodes, config.excluded_ops)
+        rewritten = ""
+        if excluded[0] != excluded[1]:
+            then, now = (", ".join(itertools.chain(*each)) or "nothing" for each in excluded)
+            rewritten = f" (what is excluded is not folded into kernels: it was {then}, and is {now})"
+        return f"is of another graph{by}: its nodes or weights differ{rewritten}; calibrate this graph"
 
     def _other_preprocessing(self, config: QuantizationConfig) -> str:
         mine, theirs = self.preprocess, _shaping(config.preprocess)

@@ -25,7 +25,7 @@ def summarize_graph(in_graph: str, input_binary: bool, signature: str | None, as
     from quantizer_core.graph.summarize import summarize_graph as summarize
 
     graph = load(in_graph, signature, True if input_binary else None)
-    summary = summarize(graph.graph_def, in_graph, signature)
+    summary = summarize(graph.graph_def, in_graph, signature, graph.inputs, graph.outputs)
     click.echo(json.dumps(dataclasses.asdict(summary), indent=2) if as_json else _text(summary))
 
 

@@ -67,18 +67,24 @@ class GraphSummary:
 
 
 def summarize_graph(
-    graph_def: graph_pb2.GraphDef, path: str = "GRAPH.pb", signature: str | None = None
+    graph_def: graph_pb2.GraphDef,
+    path: str = "GRAPH.pb",
+    signature: str | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> GraphSummary:
     """Describes a graph without running it; ``path`` and ``signature`` are only used in the suggested command line.
 
+    ``inputs`` and ``outputs`` are what a signature says of them; where they are empty they are found.
+
     Graphs with function libraries, control flow, string inputs or variables left inside are described too.
     """
-    inputs = input_specs(graph_def, find_inputs(graph_def))
-    outputs = find_outputs(graph_def)
+    specs = input_specs(graph_def, inputs or find_inputs(graph_def))
+    outputs = tuple(outputs) or find_outputs(graph_def)
     in_functions = [node for function in graph_def.library.function for node in function.node_def]
     ops = _count(graph_def.node)
     return GraphSummary(
-        inputs=inputs,
+        inputs=specs,
         outputs=outputs,
         ops=ops,
         function_ops=_count(in_functions),
@@ -87,7 +93,7 @@ def summarize_graph(
         functions=tuple(sorted(function.signature.name for function in graph_def.library.function)),
         nodes=len(graph_def.node),
         constant_bytes=sum(_constant_bytes(node) for node in [*graph_def.node, *in_functions]),
-        command=_command(path, signature, inputs, outputs),
+        command=_command(path, signature, specs, outputs),
     )
 
 

@@ -99,7 +99,9 @@ class Lineage:
             id_ = queue.popleft()
             yield id_
             step = self.steps.get(self.makers.get(id_, -1))
-            for parent in () if step is None else (each for ids in step.inputs.values() for each in ids):
+            # What a model was only compared with comes last.
+            inputs = [] if step is None else sorted(step.inputs.items(), key=lambda item: item[0] == "baseline_model")
+            for parent in (each for _, ids in inputs for each in ids):
                 if parent not in seen:
                     seen.add(parent)
                     queue.append(parent)

@@ -57,7 +57,23 @@ class _Records:
     artifacts: Mapping[int, Artifact]
 
     def maker(self, artifact: int) -> int | None:
-        """Returns the execution that made an artifact: not one that took it from the cache, nor imported it again."""
+        """Returns the execution that made an artifact: not one that took it from the cache, nor imported it again.
+
+        An import that was to be made anew gave what it found an id of its own: then it is who made the first artifact
+        of the same type at the same place.
+        """
+        own = self._made_by(artifact)
+        if own is None or self.step(own).component != "Importer":
+            return own
+        asked = self.artifacts[artifact]
+        for id_, other in sorted(self.artifacts.items()):
+            if id_ < artifact and (other.type, _place(other.uri)) == (asked.type, _place(asked.uri)):
+                made = self._made_by(id_)
+                if made is not None and self.step(made).component != "Importer":
+                    return made
+        return own
+
+    def _made_by(self, artifact: int) -> int | None:
         from ml_metadata.proto import metadata_store_pb2 as proto
 
         made = (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)

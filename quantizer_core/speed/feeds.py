@@ -81,7 +81,13 @@ def noise(inputs: Sequence[TensorSpec], seed: int = 0) -> Feeds:
 
 
 def save_feeds(feeds: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes one step's feeds, strings too, into a file."""
+    """Writes one step's feeds, strings too, into a file.
+
+    Raises:
+      ConfigError: if they take more than the 2 GB of a message.
+    """
+    if sum(np.asarray(value).nbytes for value in feeds.values()) >= 1 << 31:
+        raise ConfigError("one step's inputs take 2 GB and more: choose a smaller batch")
     features = {name: tf.make_tensor_proto(value).SerializeToString() for name, value in feeds.items()}
     bytes_lists = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for name, v in features.items()}
     path.write_bytes(tf.train.Example(features=tf.train.Features(feature=bytes_lists)).SerializeToString())

@@ -83,7 +83,20 @@ def test_tables_are_of_a_kind_of_processor(flags, kind, machine, monkeypatch) ->
     monkeypatch.setattr(tables, "_cpu", lambda: ("Some CPU", frozenset(flags.split())))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     assert (tables.processor_kind(), tables.machine()) == (kind, machine)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert tables.processor_kind() == f"{kind} limited to AVX2"  # of which the processor's own table knows nothing
+
+
+def test_folds_and_thinning_meet_all_classes() -> None:
+    """Class folders give one image each in turn."""
+    found = accuracy_cases.shuffled([bytes([index % 10]) for index in range(2000)])
+    for fold in range(3):
+        others = [example for index, example in enumerate(found) if index % 3 != fold]
+        counts = np.bincount([example[0] for example in others[::10][:128]], minlength=10)
+        assert counts.min() >= 4
+    assert found == accuracy_cases.shuffled([bytes([index % 10]) for index in range(2000)])
 
 
 def test_variants_lie_on_top_of_the_config() -> None:
@@ -105,7 +118,7 @@ def test_folds_evaluate_every_image_once_and_calibrate_on_others(monkeypatch: py
     assert sorted(example for _, evaluated in parts for example in evaluated) == sorted(found)
     for calibration, evaluated in parts:
         assert len(set(calibration)) == 128 and not set(calibration) & set(evaluated)
-        assert int(calibration[-1]) > 300  # spread over all
+        assert 160 < np.mean([int(example) for example in calibration]) < 240  # spread over all
 
 
 def test_views_show_the_same_image_otherwise() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantizer_core.calibration.callback import Gathered, calibrate_by_callback, sampled_config
 from quantizer_core.calibration.callback import _statistics as tensor_statistics
-from quantizer_core.calibration.callback import calibrate_by_callback, sampled_config
 from quantizer_core.calibration.instrument import instrument
 from quantizer_core.calibration.log import Record
 from quantizer_core.calibration.run import calibrate
@@ -109,6 +109,14 @@ def test_no_graph_is_left_behind(prepared: PreparedGraph, log: Path, tmp_path: P
     lines: list[str] = []
     calibrate_by_callback(prepared, f"bash -c \"cat '{log}'; ls {{}}\"", CONFIG, on_line=lines.append)
     assert lines[-1].endswith(".pb") and not Path(lines[-1]).parent.exists()
+
+
+def test_a_batch_of_none_adds_nothing(prepared: PreparedGraph) -> None:
+    gathered = Gathered(prepared)
+    nothing = np.zeros(0, np.int32)
+    gathered.add(Record(prepared.observed[0].name, 0, (np.zeros((2, 0), np.float32), nothing, nothing)))
+    gathered.add(Record("", 0, tuple(np.zeros((0, 1), np.float32) for _ in prepared.inputs)))
+    assert not gathered.tensors
 
 
 def test_an_empty_tensor_is_no_finite_one_though_it_has_no_negative_values() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -158,3 +160,18 @@ def test_files_of_this_process_stay_closed() -> None:
 def test_a_list_is_no_command() -> None:
     with pytest.raises(ConfigError, match=r"must be a command line, one string, not \['python'"):
         command_words(["python", "a.py"], "G.pb")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_does_not_outlive_who_started_it(tmp_path: Path, number: signal.Signals) -> None:
+    child = f"import os, time; open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"from quantizer_core.calibration.command import run_command; run_command({python(child)!r}, print)"
+    with subprocess.Popen(python(code), stderr=subprocess.DEVNULL) as parent:
+        end = time.monotonic() + 60
+        while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+            assert time.monotonic() < end and parent.poll() is None
+            time.sleep(0.05)
+        parent.send_signal(number)
+        assert parent.wait(30) == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "child").read_text()), 0)

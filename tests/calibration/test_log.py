@@ -82,3 +82,14 @@ def test_memory_does_not_grow_with_the_log() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 81 and peak < 8 * len(piece) < 2_000_000
+
+
+@pytest.mark.parametrize("rest", [b"", b"#", b"#quantiz"])
+def test_a_line_is_there_as_soon_as_it_is_whole(rest: bytes) -> None:
+    """That of a command which goes silent then, say; what may be the beginning of a record waits."""
+    lines: list[str] = []
+    reader = LogReader(lambda record: None, lines.append)
+    reader.feed(b"waiting for the lock\n" + rest)
+    assert lines == ["waiting for the lock"]
+    reader.feed(b" done\n")
+    assert lines == ["waiting for the lock", rest.decode() + " done"]

@@ -95,6 +95,15 @@ def test_shapes_known_only_at_run_time_are_sampled_too() -> None:
     assert 60 + SAMPLE_SIZE / 2 < stats.count <= 60 + SAMPLE_SIZE
 
 
+@pytest.mark.parametrize("channels", [3, 6, 24])
+def test_all_channels_are_sampled_where_the_step_could_be_a_multiple_of_three(channels: int) -> None:
+    """480×640×3 values make steps of 225: each would meet the first channel."""
+    graph = prepared(identity(None, None, None, channels), (-1, -1, -1, channels), ObservedTensor("y", -1))
+    image = np.zeros((480, 640 * 3 // channels, channels), np.float32) + 2.0 ** np.arange(channels)
+    stats = observe(graph, feeds([image]), batch=2).tensors["y"]
+    assert len(stats.keys) == channels
+
+
 def test_a_graph_that_fixes_batch_one_runs_one_by_one() -> None:
     graph = prepared(identity(1, 3), (1, 3), ObservedTensor("y", -1))
     with Observer(graph, 16) as observer:

@@ -20,8 +20,9 @@ from quantizer_core.data import read_tfrecords, tensor_example, write_tfrecords
 from quantizer_core.errors import ConfigError, DataError
 from quantizer_core.prepare import prepare
 from quantizer_core.quantize import convert
+from quantizer_core.reads import ReadCounts
 from quantizer_core.types import PreparedGraph
-from tests.helpers.nets import Net, build
+from tests.helpers.nets import Net, build, data_for, everything, statistics_of
 
 
 def _net(net: Net, x: tf.Tensor) -> tf.Tensor:
@@ -113,6 +114,29 @@ def test_excluding_what_a_kernel_takes_in_needs_the_tensor_before_it(
     config = _changed(excluded_ops=(op,))
     with pytest.raises(ConfigError, match=f"did not watch tensor '{tensor}', .* with nothing excluded, .*_ops={op};"):
         saved.run_for(prepare(GRAPH, config), config)
+
+
+def test_an_exclusion_that_leaves_another_graph_is_named(saved: SavedCalibration) -> None:
+    """What is excluded is not folded: the bias, written as a sum, stays what it is."""
+    graph_def, _ = build(lambda net, x: net.conv(tf.raw_ops.AddV2(x=net.conv(x, 8, bias=False), y=net.weights(8)), 4))
+    config = everything(inputs=("x",))
+    prepared = prepare(graph_def, config)
+    statistics = statistics_of(prepared, data_for(prepared))
+    run = CalibrationRun(statistics, ReadCounts(read=4))
+    taken = SavedCalibration.of(run, prepared, config)
+    with pytest.raises(ConfigError, match=r"not folded into kernels: it was nothing, and is AddV2\); calibrate this"):
+        excluding = everything(inputs=("x",), excluded_ops=("AddV2",))
+        taken.run_for(prepare(graph_def, excluding), excluding)
+
+
+def test_a_calibration_without_examples_tells_that_it_has_none(
+    saved: SavedCalibration, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = dataclasses.replace(saved, run=dataclasses.replace(saved.run, hashed=()))
+    bare.run_for(prepare(GRAPH, CONFIG), dataclasses.replace(CONFIG, refine_examples=0))
+    assert not caplog.text
+    bare.run_for(prepare(GRAPH, CONFIG), dataclasses.replace(CONFIG, refine_examples=32))
+    assert "holds no examples: weights are rounded to nearest" in caplog.text
 
 
 def test_exclusions_that_are_lifted_need_what_was_not_watched() -> None:

@@ -170,6 +170,9 @@ def test_tensorflow_1_models(tmp_path: Path, resource: bool) -> None:
     np.testing.assert_allclose(found["product"], 0.5 * feed @ kernel, rtol=1e-5)
     np.testing.assert_array_equal(found["indices"], np.argsort(-found["product"], axis=1)[:, :2])
     assert all(node.op != "Placeholder" or node.name in frozen.inputs for node in frozen.graph_def.node)
+    summary = summarize_graph(frozen.graph_def, path, None, frozen.inputs, frozen.outputs)
+    assert set(summary.outputs) == {"indices", "product", "values"}  # one of them is read by the others
+    assert "--outputs indices,product,values" in summary.command
 
     inner = freeze_saved_model(path + "_inner", "inner")  # an input in the middle of the graph
     assert [node.name for node in inner.graph_def.node if node.op == "Placeholder"] == ["h"]

@@ -66,6 +66,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     h.foreign_ranges = store.artifact(records.RANGES, f"{root}/foreign_ranges")
     store.step("Importer", {}, {"result": [h.foreign_ranges]})
     h.third = _quantizer(store, root, "third", {"examples": [more], "known_ranges": [h.foreign_ranges]})
+    # The first ranges imported anew, which gives them an id of their own, and a verdict of TFX's Evaluator.
+    h.imported = store.artifact(records.RANGES, f"{root}/first/ranges", examples=96)
+    store.step("Importer", {}, {"result": [h.imported]}, node="Ranges")
+    h.fourth = _quantizer(store, root, "fourth", {"examples": [more], "known_ranges": [h.imported]})
+    h.verdict = store.artifact("ModelBlessing", f"{root}/verdict")
+    compared = {"baseline_model": [h.first.model], "examples": [more], "model": [h.fourth.model]}
+    store.step("Evaluator", compared, {"blessing": [h.verdict]})
     return h
 
 
@@ -110,6 +117,18 @@ def test_ranges_that_were_handed_on_lead_to_the_run_that_saw_the_examples(house:
     assert own["reused"] is False and own["by_step"] == house.first.step
     foreign = answers(trace(house.path, str(house.third.model)))["calibration"]
     assert foreign["reused"] is True and foreign["by_step"] is None and foreign["examples"] == []
+
+
+def test_ranges_that_were_imported_anew_lead_there_too(house: SimpleNamespace) -> None:
+    calibration = answers(trace(house.path, str(house.fourth.model)))["calibration"]
+    assert calibration["reused"] is True and calibration["by_step"] == house.first.step
+    assert [each["id"] for each in calibration["examples"]] == [house.examples]
+    for asked in (house.imported, f"{house.root}/first/ranges"):
+        assert answers(trace(house.path, str(asked)))["step"] == house.first.step
+
+
+def test_a_verdict_is_on_the_model_and_not_on_what_it_was_compared_with(house: SimpleNamespace) -> None:
+    assert answers(trace(house.path, str(house.verdict)))["int8_model"]["id"] == house.fourth.model
 
 
 def test_a_model_is_named_by_place_or_by_id(house: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

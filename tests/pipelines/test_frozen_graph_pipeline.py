@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_graph_and_examples_go_together() -> None:
     result = CliRunner().invoke(local_runner.main, ["--graph", "net.pb"])
     assert result.exit_code == 2
     assert "--examples together" in result.output
+
+
+def test_what_is_given_changes_the_choices_for_mobilenet_and_leaves_the_others() -> None:
+    own = mobilenet_case.config("")
+    given = mobilenet_case.config('{"preprocess": {"resize": "crop"}, "rounding": "nearest"}')
+    assert given == dataclasses.replace(
+        own, rounding="nearest", preprocess=dataclasses.replace(own.preprocess, resize="crop")
+    )
 
 
 def test_missing_shared_data_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

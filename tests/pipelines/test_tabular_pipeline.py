@@ -184,6 +184,7 @@ def test_mlserver_serves_the_pushed_model_over_the_network(
         ({"parameters": {}}, "send BYTES with content_type base64"),
         ({"shape": [3]}, "has 2 examples"),
         ({"data": ["not", "base64"]}, "not in base64"),
+        ({"data": 5}, "not a list of examples"),
         ({"data": ["bm90IGFu", "ZXhhbXBsZQ=="]}, "cannot read the examples"),
     ],
 )
@@ -196,8 +197,10 @@ def test_mlserver_refuses_what_is_no_example_and_goes_on(
     with refusal.value:
         assert refusal.value.code == 400
         assert message in refusal.value.read().decode()
-    (answer,) = infer(served_model, good)
-    assert answer["shape"] == [2, make_data.NUM_CLASSES]
+    nested = {"shape": [2, 1], "data": [[each] for each in good["data"]]}
+    for right in (good, {**good, **nested}):
+        (answer,) = infer(served_model, right)
+        assert answer["shape"] == [2, make_data.NUM_CLASSES]
 
 
 def _artifact(kind: type[Artifact], uri: str | Path) -> Any:
