@@ -34,7 +34,7 @@ def converted(
     define: Callable[[Net, tf.Tensor], tf.Tensor],
     error: float = 0.05,
     shape: tuple[int, ...] = SHAPE,
-    unit: float = 1.0,
+    unit: float | np.ndarray = 1.0,
     changed: Callable[[graph_pb2.GraphDef], None] = lambda graph_def: None,
     **options: object,
 ) -> Conversion:
@@ -454,3 +454,70 @@ def test_channels_before_a_shuffle_of_floats_are_fitted_as_before_floats() -> No
 
     observed = prepare(graph_of(define), everything(inputs=("x",), outputs=("out",))).observed
     assert {each.name: each.channel_axis for each in observed}["BiasAdd_1"] == -1
+
+
+def test_a_constant_whose_reader_is_not_folded_keeps_what_it_reads() -> None:
+    """A tensor grown beyond what is worth a constant reads the one half, a sum the other."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        one, two = tf.split(tf.constant(net.rng.normal(size=(2, 1024)).astype(np.float32)), 2)
+        grown = tf.broadcast_to(one, [3000, 1024], name="grown")
+        y = net.dense(net.dense(x, 1024) + two, 1024)
+        return tf.matmul(y, grown, transpose_b=True) / 32.0
+
+    graph_def = graph_of(define, (8,))
+    prepared = prepare(graph_def, everything(inputs=("x",), outputs=("out",)))
+    data = {"x": np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)}
+    found = []
+    for each in (graph_def, prepared.graph_def):
+        with GraphSession(each, prepared.inputs, ["out"]) as session:
+            found.append(session.run(data)[0])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["features", "image"])
+def test_normalised_features_are_quantised_as_normalised(kind: str) -> None:
+    """In one range with incomes, ages would have one code."""
+    units = np.array([1e6, 100, 1, 1e-3, 1e4, 10, 50, 0.1], np.float32)
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = (x - 0.5 * units) / units
+        x = net.dense(x, 32, relu="relu") if kind == "features" else net.conv(x, 16, relu="relu")
+        return net.dense(x, 4) if kind == "features" else net.conv(x, 4)
+
+    conversion = converted(define, error=0.05, shape=(8,) if kind == "features" else SHAPE, unit=units)
+    assert conversion.plan.quantized == 2
+
+
+def test_defaults_that_a_graph_leaves_out_are_known_to_the_rules() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = tf.nn.conv2d(x, net.weights(3, 3, 8, 8), 1, "SAME", data_format="NCHW")
+        x = tf.nn.max_pool2d(tf.nn.leaky_relu(x), 2, 2, "SAME", data_format="NCHW")
+        return tf.nn.conv2d(x, net.weights(3, 3, 8, 4), 1, "SAME", data_format="NCHW")
+
+    def stripped(graph_def: graph_pb2.GraphDef) -> None:
+        for node in graph_def.node:
+            if node.op in ("MaxPool", "LeakyRelu"):
+                del node.attr["T"]
+
+    whole, bare = (converted(define, shape=(8, 12, 12), changed=each) for each in (lambda graph_def: None, stripped))
+    assert bare.graph_def == whole.graph_def
+
+
+def test_a_signed_summand_that_cannot_be_shifted_says_so() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        pooled = tf.nn.max_pool2d(net.conv(x, 8), 3, 1, "SAME")
+        return net.conv(tf.nn.relu(net.conv(x, 8) + pooled), 4)
+
+    reasons = [node.reason for node in converted(define).plan.nodes if "summand" in node.reason]
+    assert reasons and all("no convolution makes it that could shift it up" in reason for reason in reasons)
+
+
+def test_moves_of_six_axes_that_floats_read_stay_floats() -> None:
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = tf.reshape(net.conv(x, 16, relu="relu"), [-1, 6, 2, 6, 2, 16])
+        x = tf.transpose(x, [0, 1, 3, 2, 4, 5])
+        most = tf.reduce_max(x, [3, 4])
+        return net.conv(tf.reshape(x, [-1, 6, 6, 64]), 4) + net.conv(most, 4)
+
+    assert converted(define).plan.quantized == 3

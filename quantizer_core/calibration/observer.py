@@ -439,8 +439,8 @@ def _sample(tensor: tf.Tensor, flat: tf.Tensor, channel_axis: int | None) -> tf.
     Gather is what TensorFlow does this with fastest: strided slices took four times as long.
     """
     if tensor.shape.rank is None or None in tensor.shape.as_list()[1:]:
-        # Positions cannot be counted ahead: every k-th value. A step of no factor 2 or 3 meets all channels of the usual
-        # counts.
+        # Positions cannot be counted ahead: every k-th value. A step without a factor of 2 or 3 meets all channels of
+        # the usual counts.
         size = tf.shape(flat)[1]
         step = ((tf.maximum(size, 1) + SAMPLE_SIZE - 1) // SAMPLE_SIZE) | 1
         step += 2 * tf.cast(tf.equal(step % 3, 0), step.dtype)

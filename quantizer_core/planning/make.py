@@ -391,7 +391,8 @@ class _Planner:
         producer = structure.producers.get(step.summand)
         alone = len(self.graph.consumers(step.summand)) == 1
         if not alone or producer is None or producer.form != "convolution" or producer.summand:
-            self.bans.sums[step.fused[-2]] = "the summand is signed and read elsewhere too"
+            why = "no convolution makes it that could shift it up" if alone else "read elsewhere too"
+            self.bans.sums[step.fused[-2]] = f"the summand is signed and {why}"
             return
         found = self._range(step.summand, signed=True)
         low, high = min(found.min, 0.0), max(found.max, 0.0)

@@ -11,6 +11,9 @@ from quantizer_core.planning import passive
 from quantizer_core.planning.groups import Group, Matcher, Residual, is_product
 from quantizer_core.planning.work import image_size
 
+#: Axes of a tensor that oneDNN's QuantizeV2 and Dequantize take.
+_MOST_AXES = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -202,7 +205,17 @@ class Structure:
             reason = passive.pool_refusal(node) or self._unreached(node)
             few = "" if reason else self._few_codes(node)
             return reason or ("" if not few or self._window(node) else few)
-        return ""
+        return "floats read it, and it has more than the five axes that Dequantize takes" if self._deep(node) else ""
+
+    def _deep(self, node: NodeDef) -> bool:
+        """Tells whether a move would have to be dequantised with more axes than oneDNN's kernels take."""
+        shape = self._shapes(node.name)
+        if shape is None or len(shape) <= _MOST_AXES:
+            return False
+        readers = [edge.consumer for edge in self._graph.consumers(node.name)]
+        return node.name in self._matcher.outputs or any(
+            reader.op not in passive.MOVE_OPS or not self._wanted[reader.name] for reader in readers
+        )
 
     def _needs_range(self, node: NodeDef) -> bool:
         """Tells whether the result of a passive op that ``_passive_refusal`` lets through has a range of its own."""

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Collection, Sequence
 
+from quantizer_core.graph.attrs import add_default_attrs
 from quantizer_core.graph.graph import Graph, GraphDef, node_of
 from quantizer_core.rewrites.fold_batch_norms import fold_batch_norms
 from quantizer_core.rewrites.fold_constants import fold_constants
@@ -84,6 +85,8 @@ def apply_rewrites(
     read = [node_of(name) for name in outputs]
     graph = Graph(graph_def)
     position = {node.name: index for index, node in enumerate(graph_def.node)}
+    for node in graph:
+        add_default_attrs(node)  # rules ask for them
     graph.protected = frozenset(excluded_nodes).union(node.name for node in graph if node.op in excluded_ops)
     changed: dict[str, dict[str, None]] = {rule.__name__: {} for rule in RULES}
     idle = 0  # rules that found nothing to do since the graph was last changed: one may uncover work for an earlier one

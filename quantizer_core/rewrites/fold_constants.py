@@ -36,16 +36,15 @@ def fold_constants(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) 
     folded: list[str] = []
     while frontier := _frontier(graph, kept, rejected):
         values = _evaluate(graph, [tensor for tensors in frontier.values() for tensor in tensors])
-        before = len(rejected)
+        stay = [name for name, tensors in frontier.items() if any(tensor not in values for tensor in tensors)]
+        if stay:  # what they read is then to be kept too: look again before anything is replaced
+            _LOG.debug("constant nodes that are not folded: %s", ", ".join(stay))
+            rejected.update(stay)
+            continue
         for name, tensors in frontier.items():
-            if all(tensor in values for tensor in tensors):
-                _replace(graph, name, {tensor: values[tensor] for tensor in tensors})
-                folded.append(name)
-            else:
-                _LOG.debug("constant node %s is not folded", name)
-                rejected.add(name)
-        if len(rejected) == before:
-            break
+            _replace(graph, name, {tensor: values[tensor] for tensor in tensors})
+            folded.append(name)
+        break
     if folded:
         graph.prune([*inputs, *outputs])
     return folded

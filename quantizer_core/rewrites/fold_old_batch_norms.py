@@ -21,6 +21,10 @@ from quantizer_core.rewrites.linear import (
     set_filter,
 )
 
+#: Largest scale of a channel over the smallest for which a norm of what no kernel makes is folded.
+_ALIKE = 4.0
+#: Ops that hand on what a kernel makes, its channels as they are.
+_HANDING_ON = frozenset({"BiasAdd", "Relu", "Relu6", "Identity", "MaxPool", "AvgPool", "Pad"})
 _Shapes = Callable[[str], "tuple[int, ...] | None"]
 
 
@@ -31,6 +35,10 @@ def fold_old_batch_norms(graph: Graph, inputs: Sequence[str], outputs: Sequence[
     least one multiplication. The scale goes into the weights' input channels. The shift becomes a bias if the node does
     not pad (VALID, a 1x1 kernel, MatMul): padding puts zeros after the shift. Elsewhere ``x + shift / scale`` is left
     of the batch norm, one addition for all readers that need it.
+
+    The node then reads in INT8 what the batch norm has not made alike: in one range, channels of small values would
+    keep few codes. What a kernel makes gets scales by channel in planning; elsewhere, and where a shift is left before,
+    a norm whose scales differ by more than ``_ALIKE`` stays (features in units of their own, say).
 
     Returns:
       The names of the batch norms' nodes.
@@ -92,6 +100,9 @@ def _fold(graph: Graph, readers: Sequence[Linear], steps: Sequence[Step], output
     keeps_shift = [bool(np.any(shift)) and _pads(reader) for reader in readers]
     if any(keeps_shift) and not np.isfinite(left).all():
         return False
+    alike = np.abs(scale).max() <= _ALIKE * np.abs(scale).min()
+    if not alike and (any(keeps_shift) or not _of_a_kernel(graph, steps[0].source)):
+        return False
     weights = [filter_of(graph, reader) for reader in readers]
     scaled = [scale_inputs(reader, values, scale) for reader, values in zip(readers, weights, strict=True)]
     biases = [response(reader, values, shift) for reader, values in zip(readers, weights, strict=True)]
@@ -105,6 +116,13 @@ def _fold(graph: Graph, readers: Sequence[Linear], steps: Sequence[Step], output
         if not keeps and np.any(shift):
             add_bias(graph, reader, bias, outputs)
     return True
+
+
+def _of_a_kernel(graph: Graph, tensor: str) -> bool:
+    node = graph.node(tensor)
+    while node.op in _HANDING_ON:
+        node = graph.producer(node, 0)
+    return node.op in LINEAR_OPS
 
 
 def _pads(linear: Linear) -> bool:

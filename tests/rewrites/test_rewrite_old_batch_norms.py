@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,6 +34,14 @@ from tests.helpers.random_graphs import (
 pytestmark = pytest.mark.usefixtures("layouts_kept")
 
 
+@contextlib.contextmanager
+def any_scales() -> Iterator[None]:
+    """Folds norms of an input too whose scales are far apart, as it does those of what kernels make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["quantizer_core.rewrites.fold_old_batch_norms"], "_ALIKE", np.inf)
+        yield
+
+
 @settings(max_examples=40)
 @given(
     case=layer_cases(),
@@ -56,7 +68,8 @@ def test_batch_norm_before_a_layer_is_folded(case: LayerCase, spelling: str, aft
     names = {"nothing": "layer", "bias": "bias", "relu": "relu"}
     outputs = [f"{names[after]}{number}" for number in range(readers)]
     sample = sample_of(build, outputs, {"input": feed(case)})
-    result, reports = apply_rewrites(sample.graph_def, sample.inputs, sample.outputs)
+    with any_scales():
+        result, reports = apply_rewrites(sample.graph_def, sample.inputs, sample.outputs)
     assert next(report.nodes for report in reports if report.rule == "fold_old_batch_norms")
     pads = case.kind != "MatMul" and case.padding == "SAME" and case.kernel > 1
     ops = ops_of(result)
@@ -153,7 +166,8 @@ def test_a_pad_between_batch_norm_and_convolution() -> None:
         linear(case, y, weights(case, values, "other_weights"), "other")
 
     sample = sample_of(build, ["layer", "other"], {"input": feed(case), "second": feed(case)})
-    result, _ = apply_rewrites(sample.graph_def, sample.inputs, sample.outputs)
+    with any_scales():
+        result, _ = apply_rewrites(sample.graph_def, sample.inputs, sample.outputs)
     assert ops_of(result) == {"Placeholder": 2, "Const": 3, "AddV2": 1, "Conv2D": 2}
     for a, b in zip(
         run(sample.graph_def, sample.feeds, sample.outputs), run(result, sample.feeds, sample.outputs), strict=True
@@ -175,3 +189,27 @@ def test_one_shift_for_all_channels_is_one_number(shift: list[float], shape: tup
     assert tf.make_ndarray(node_named(result, added.input[1]).attr["value"].tensor).shape == shape
     before, after = (run(graph, sample.feeds, ["layer"])[0] for graph in (sample.graph_def, result))
     assert relative_error(before, after) < 1e-5
+
+
+@pytest.mark.parametrize(("first", "folded"), [("layer", True), ("input", False)])
+@pytest.mark.parametrize(("padding", "kept"), [("VALID", False), ("SAME", True)])
+def test_scales_that_are_far_apart_are_folded_for_what_a_kernel_makes_alone(
+    first: str, folded: bool, padding: str, kept: bool
+) -> None:
+    """Planning gives its channels scales of their own; and no shift is left before, which would be of floats."""
+    case = LayerCase(channels=(3, 3), padding=padding)
+
+    def build() -> None:
+        values = Values(6)
+        x = placeholder(case)
+        if first == "layer":
+            x = tf.nn.relu(linear(case, x, weights(case, values, "first_weights"), "first"))
+        x = x * tf.constant([0.01, 1.0, 5.0]) + 0.5
+        linear(case, x, weights(case, values))
+
+    sample = sample_of(build, ["layer"], {"input": feed(case)})
+    result, reports = apply_rewrites(sample.graph_def, sample.inputs, sample.outputs)
+    found = next(report.nodes for report in reports if report.rule == "fold_old_batch_norms")
+    assert bool(found) == (folded and not kept)
+    for a, b in zip(run(sample.graph_def, sample.feeds, ["layer"]), run(result, sample.feeds, ["layer"]), strict=True):
+        assert relative_error(a, b) <= 1e-5
