@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -72,8 +72,11 @@ class Case:
         return others[:: len(others) // CALIBRATION_IMAGES][:CALIBRATION_IMAGES], views_of(found[fold::folds], views)
 
 
-def shuffled(examples: Sequence[bytes]) -> list[bytes]:
-    """Returns examples in an order that has nothing to do with their classes, always the same.
+_Any = TypeVar("_Any")
+
+
+def shuffled(examples: Sequence[_Any]) -> list[_Any]:
+    """Returns examples (or their numbers) in an order that has nothing to do with their classes, always the same.
 
     Folders of classes give one image each in turn: every tenth would be of one class.
     """

@@ -77,16 +77,14 @@ class GraphCase:
     def parts(self) -> list[tuple[list[bytes], list[bytes], list[int]]]:
         """Returns for each fold the examples to calibrate with, those to evaluate, and the numbers of these."""
         found = self.examples()
+        order = list(range(len(found)))
         if self.folds > 1:
-            found = shuffled(found)
+            order = shuffled(order)
         result = []
         for fold in range(self.folds):
-            if self.folds > 1:
-                numbers = list(range(fold, len(found), self.folds))
-            else:
-                numbers = list(range(self.calibrate, len(found)))
+            numbers = order[fold :: self.folds] if self.folds > 1 else order[self.calibrate :]
             evaluated = set(numbers)
-            others = [example for number, example in enumerate(found) if number not in evaluated]
+            others = [found[number] for number in order if number not in evaluated]
             thin = max(len(others) // self.calibrate, 1)
             numbers = numbers[: self.most]
             evaluation = [found[number] for number in numbers]
