@@ -35,6 +35,8 @@ Launcher = Callable[[Sequence[str]], "tuple[int, str]"]
 
 _EXECUTOR_INPUT = "{{$}}"
 _OUTPUT_FILE = "executor_output.json"
+#: Tells that a task's folder was made by a rehearsal.
+_MARKER = ".rehearsal"
 _SHOWN_CHARACTERS = 4000
 
 
@@ -82,9 +84,12 @@ def _renew(folder: str, executors: Iterable[kfp_pb2.PipelineDeploymentConfig.Exe
     for executor in executors:
         if os.path.abspath(executor.importer.artifact_uri.constant.string_value or "/").startswith(f"{folder}{os.sep}"):
             raise ConfigError(f"an importer names what a rehearsal before left in {folder}: give another --root")
-    if os.path.exists(os.path.join(folder, _OUTPUT_FILE)):
+    marker = os.path.join(folder, _MARKER)
+    if os.path.exists(marker):
         shutil.rmtree(folder)
     os.makedirs(folder, exist_ok=True)
+    with open(marker, "w", encoding="utf-8"):
+        pass
 
 
 def launch_here(command: Sequence[str]) -> tuple[int, str]:

@@ -513,11 +513,26 @@ def test_a_signed_summand_that_cannot_be_shifted_says_so() -> None:
     assert reasons and all("no convolution makes it that could shift it up" in reason for reason in reasons)
 
 
-def test_moves_of_six_axes_that_floats_read_stay_floats() -> None:
+def test_moves_of_six_axes_between_kernels_carry_codes() -> None:
+    """Pixels that are shuffled by hand."""
+
+    def define(net: Net, x: tf.Tensor) -> tf.Tensor:
+        x = tf.reshape(net.conv(x, 16, relu="relu"), [-1, 6, 2, 6, 2, 16])
+        return net.conv(tf.reshape(tf.transpose(x, [0, 1, 3, 2, 4, 5]), [-1, 6, 6, 64]), 4)
+
+    conversion = converted(define)
+    assert conversion.plan.quantized == 2 and ops(conversion.graph_def)["QuantizeV2"] == 1
+
+
+@pytest.mark.parametrize("first", ["floats", "moves"])
+def test_moves_of_six_axes_that_floats_read_stay_floats(first: str) -> None:
     def define(net: Net, x: tf.Tensor) -> tf.Tensor:
         x = tf.reshape(net.conv(x, 16, relu="relu"), [-1, 6, 2, 6, 2, 16])
         x = tf.transpose(x, [0, 1, 3, 2, 4, 5])
-        most = tf.reduce_max(x, [3, 4])
-        return net.conv(tf.reshape(x, [-1, 6, 6, 64]), 4) + net.conv(most, 4)
+        if first == "floats":
+            most, all_of_them = tf.reduce_max(x, [3, 4]), tf.reshape(x, [-1, 6, 6, 64])
+        else:
+            all_of_them, most = tf.reshape(x, [-1, 6, 6, 64]), tf.reduce_max(x, [3, 4])
+        return net.conv(all_of_them, 4) + net.conv(most, 4)
 
     assert converted(define).plan.quantized == 3

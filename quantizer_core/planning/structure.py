@@ -88,7 +88,8 @@ class Structure:
             if g.residual is not None and g.residual.add not in bans.sums
         }
         self._pads = {group.pad for group in groups.values() if group.pad}
-        self._wanted = self._find_wanted(order)
+        self._wanted: dict[str, bool] = {}
+        self._find_wanted(order)
         self._entries: set[str] = set()  # float32 tensors that are quantised because a kernel reads them
         self.steps: list[Step] = []
         self.producers: dict[str, Step] = {}
@@ -119,15 +120,13 @@ class Structure:
 
     # --- who would read integers ----------------------------------------------------------------------------------
 
-    def _find_wanted(self, order: list[NodeDef]) -> dict[str, bool]:
-        """Tells of each node whether something after it would read its first output as integers."""
-        wanted: dict[str, bool] = {}
+    def _find_wanted(self, order: list[NodeDef]) -> None:
+        """Notes of each node, from the last on, whether something after it would read its first output as integers."""
         for node in reversed(order):
-            wanted[node.name] = any(
-                edge.index >= 0 and edge.port == 0 and self._wants(edge.consumer, edge.index, wanted)
+            self._wanted[node.name] = any(
+                edge.index >= 0 and edge.port == 0 and self._wants(edge.consumer, edge.index, self._wanted)
                 for edge in self._graph.consumers(node.name)
             )
-        return wanted
 
     def _wants(self, consumer: NodeDef, index: int, wanted: Mapping[str, bool]) -> bool:
         if consumer.name in self._groups:
@@ -214,7 +213,7 @@ class Structure:
             return False
         readers = [edge.consumer for edge in self._graph.consumers(node.name)]
         return node.name in self._matcher.outputs or any(
-            reader.op not in passive.MOVE_OPS or not self._wanted[reader.name] for reader in readers
+            reader.op not in passive.MOVE_OPS or not self._wanted.get(reader.name, False) for reader in readers
         )
 
     def _needs_range(self, node: NodeDef) -> bool:

@@ -80,6 +80,14 @@ def test_a_rehearsal_finds_nothing_of_the_one_before(tmp_path: Path) -> None:
         left.write_text("of a run with more shards")
 
 
+def test_nor_of_one_that_failed(tmp_path: Path) -> None:
+    code = "import json, sys; open(json.loads(sys.argv[1])['outputs']['outputFile'] + '.half', 'x'); sys.exit(1)"
+    made = spec(tmp_path, {"one": task("one")}, {"one": container(code)})
+    for _ in range(2):  # a file that is there cannot be made
+        with pytest.raises(QuantizerError, match="task one ended with exit code 1:\n$"):
+            rehearse(made, str(tmp_path / "root"), launch_here)
+
+
 def test_what_a_rehearsal_before_left_is_not_removed_where_it_is_imported(tmp_path: Path) -> None:
     left = tmp_path / "root" / "one" / "out"
     left.mkdir(parents=True)
