@@ -72,10 +72,8 @@ def measure(name: str, variants: Mapping[str, Mapping[str, Any]], folds: int) ->
     for fold in range(folds):
         calibration, evaluation = case.examples(fold, folds)
         run = qc.calibrate(prepared, calibration, config)
-        if not fold:
-            qc.convert(
-                prepared, run.statistics, config, run.sample
-            )  # what is imported and made once takes no one's time
+        if not fold:  # what is imported and made once takes no one's time
+            qc.convert(prepared, run.statistics, config, run.sample)
         for variant, changes in variants.items():
             chosen = dataclasses.replace(config, **changes)
             start = time.perf_counter()

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from quantizer_core.onednn import isa_limit
+
 AMX = "AMX-INT8"
 #: INT8 instructions that oneDNN's kernels go by: how tables call them → how Linux does.
 INT8_SETS = {"AVX512_VNNI": "avx512_vnni", "AVX_VNNI": "avx_vnni", AMX: "amx_int8"}
@@ -47,19 +49,14 @@ def processor_kind() -> str:
 
     AVX_VNNI beside AVX512_VNNI tells a Zen 5, whose vector units are twice as wide, from a Zen 4.
     """
-    sets, limit = _int8_sets(), _limit()
+    sets, limit = _int8_sets(), isa_limit()
     kind = "AMX" if AMX in sets else ", ".join(sets) or "no VNNI"
     return f"{kind} limited to {limit}" if limit else kind
 
 
-def _limit() -> str:
-    """Returns the instruction set beyond which oneDNN is told not to go, "" for none."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-
-
 def machine() -> str:
     """Returns what decides about INT8 on this machine: processor, instruction sets, cores, versions."""
-    limit = _limit()
+    limit = isa_limit()
     sets = _int8_sets() or ["no VNNI"]
     return ", ".join([_cpu()[0], *sets, f"{os.cpu_count()} cores", *([f"limited to {limit}"] if limit else [])])
 

@@ -34,7 +34,6 @@ Artifacts = Mapping[str, kfp_pb2.RuntimeArtifact]
 Launcher = Callable[[Sequence[str]], "tuple[int, str]"]
 
 _EXECUTOR_INPUT = "{{$}}"
-_OUTPUT_FILE = "executor_output.json"
 #: Tells that a task's folder was made by a rehearsal.
 _MARKER = ".rehearsal"
 _SHOWN_CHARACTERS = 4000
@@ -147,7 +146,7 @@ def _executor_input(
         artifact = given.outputs.artifacts[key].artifacts.add(name=f"{name}/{key}", uri=os.path.join(folder, key))
         artifact.type.CopyFrom(output.artifact_type)
         artifact.metadata.CopyFrom(output.metadata)
-    given.outputs.output_file = os.path.join(folder, _OUTPUT_FILE)
+    given.outputs.output_file = os.path.join(folder, "executor_output.json")
     return given
 
 

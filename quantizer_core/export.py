@@ -13,10 +13,11 @@ from tensorflow.core.framework import graph_pb2
 
 from quantizer_core.config import PreprocessConfig
 from quantizer_core.errors import GraphError
+from quantizer_core.graph.files import is_saved_model
 from quantizer_core.graph.graph import Graph, canonical, set_attr
 from quantizer_core.graph.names import with_port
 from quantizer_core.preprocessing import make_preprocessor
-from quantizer_core.preprocessing.tensors import example_shape
+from quantizer_core.preprocessing.tensors import example_shape, open_shape
 from quantizer_core.runtime import batch_limit, batch_size_for
 from quantizer_core.types import TensorSpec
 
@@ -118,7 +119,7 @@ def _check_free(directory: str, overwrite: bool) -> None:
         raise GraphError(
             f"cannot write SavedModel {directory!r}: it exists already; remove it or name another directory"
         )
-    if not tf.io.gfile.exists(os.path.join(directory, "saved_model.pb")):
+    if not is_saved_model(directory):
         raise GraphError(
             f"cannot write SavedModel {directory!r}: it exists and is no SavedModel, so it is not replaced"
         )
@@ -165,7 +166,7 @@ class _ServedModel(tf.Module):
         def results() -> dict[str, tf.Tensor]:
             if self._batch == 1:  # in one loop, so that the examples of a request may differ in shape
                 return _map(lambda example: self._one(*feeds(example)), examples, self._result_of_one)
-            one = tuple(tf.TensorSpec(_open_shape(example_shape(spec)), spec.dtype) for spec in self._inputs)
+            one = tuple(tf.TensorSpec(open_shape(example_shape(spec)), spec.dtype) for spec in self._inputs)
             return self._run(_map(feeds, examples, one))
 
         return self._unless_empty(examples, results)
@@ -228,13 +229,9 @@ def _spec(spec: TensorSpec, key: str, batch: int | None) -> tf.TensorSpec:
     """Returns the spec of an input with that batch; an input without batch dimension gets one at signatures (None)."""
     if spec.shape is None and (batch is not None or spec.dtype != "string"):
         return tf.TensorSpec(None, spec.dtype, name=key)
-    example = _open_shape(example_shape(spec) or ()) or []
+    example = open_shape(example_shape(spec) or ()) or []
     leading = [] if batch is not None and not spec.has_batch else [batch]
     return tf.TensorSpec([*leading, *example], spec.dtype, name=key)
-
-
-def _open_shape(shape: tuple[int, ...] | None) -> list[int | None] | None:
-    return None if shape is None else [None if size < 0 else size for size in shape]
 
 
 def _graph_function(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
-from quantizer_core.onednn import SWITCH, given_switch
+from quantizer_core.onednn import SWITCH, given_switch, isa_limit
 from quantizer_core.runtime import cpu_flags, has_vnni
 
 #: The processor's features that oneDNN's INT8 kernels go by, as Linux spells them.
@@ -27,7 +26,7 @@ def describe_machine() -> dict[str, Any]:
         "tensorflow": tf.version.VERSION,
         "onednn": bool(_pywrap_util_port.IsMklEnabled()),
         SWITCH: given_switch(),
-        "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
+        "ONEDNN_MAX_CPU_ISA": isa_limit(),
         "cpu": _cpu_model(),
         "cpu_features": {name: name in flags for name in INT8_FEATURES},
         "vnni_used": vnni,

@@ -30,3 +30,8 @@ def use_onednn() -> None:
 def given_switch() -> str | None:
     """Returns what the environment said of oneDNN before this process asked for it; None where it said nothing."""
     return None if _asked_here else os.environ.get(SWITCH)
+
+
+def isa_limit() -> str | None:
+    """Returns the instruction set beyond which oneDNN is told not to go, None for none."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")

@@ -23,7 +23,7 @@ from quantizer_core.errors import DataError, GraphError, MachineError, UnknownNo
 from quantizer_core.graph.graph import canonical
 from quantizer_core.graph.infer import infer_shapes
 from quantizer_core.graph.names import with_port
-from quantizer_core.onednn import SWITCH, given_switch
+from quantizer_core.onednn import SWITCH, given_switch, isa_limit
 from quantizer_core.types import TensorSpec
 
 _CPUINFO = "/proc/cpuinfo"
@@ -434,7 +434,7 @@ def has_vnni() -> bool:
     Honours oneDNN's own limit, the environment variable ``ONEDNN_MAX_CPU_ISA`` (or ``DNNL_MAX_CPU_ISA``).
     """
     flags = cpu_flags()
-    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+    limit = (isa_limit() or "ALL").upper()
     if limit in _ISA_WITHOUT_VNNI:
         return False
     if limit in _ISA_WITH_AVX_VNNI_ONLY:

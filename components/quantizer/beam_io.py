@@ -53,9 +53,10 @@ def records_in_turn(patterns: Sequence[str]) -> Iterator[bytes]:
     """Yields the first record of each file, then the second of each, and so on; of many files, of some at a time.
 
     Raises:
-      DataError: while iterating, if a file cannot be read.
+      DataError: while iterating, if a file cannot be read, or in the end if there was no record.
     """
     files = [path for pattern in patterns for path in sorted(tf.io.gfile.glob(pattern))]
+    found = False
     for start in range(0, len(files), _OPEN_FILES):
         readers = [read_tfrecords([path]) for path in files[start : start + _OPEN_FILES]]
         while readers:
@@ -64,4 +65,7 @@ def records_in_turn(patterns: Sequence[str]) -> Iterator[bytes]:
                 if record is None:
                     readers.remove(reader)
                 else:
+                    found = True
                     yield record
+    if not found:
+        raise DataError(f"there are no examples in {', '.join(patterns)}")

@@ -126,8 +126,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
         graph_def = load_graph(fp32_path)
         prepared = prepare(graph_def, config)
-        if known is None and next(records_in_turn(calibration_patterns), None) is None:
-            raise DataError(f"there are no examples in {', '.join(calibration_patterns)}")
+        if known is None:
+            next(records_in_turn(calibration_patterns))  # there are any
         _try_comparison(graph_def, prepared, evaluation_patterns, parameters)
         saved = known or self._calibrate(prepared, calibration_patterns, parameters, work)
         calibration = saved.run_for(prepared, config, "what was given as calibration_ranges")
@@ -215,8 +215,6 @@ def _try_comparison(
             usable.append(record)
         if len(usable) == _TRIED_EXAMPLES:
             break
-    if not first:
-        raise DataError(f"there are no examples in {', '.join(patterns)}")
     try:
         run = evaluate(graph_def, graph_def, prepared.inputs, prepared.outputs, usable or first, config)
         judge(run.counts, metric=parameters.metric, max_drop=parameters.max_drop, facts={})

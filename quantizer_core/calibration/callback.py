@@ -78,8 +78,9 @@ def calibrate_by_callback(
     reader = LogReader(gathered.add, note)
     with _place(graph_path) as path:
         instrumented = instrument(prepared, with_inputs=config.refine_examples > 0)
-        for place in dict.fromkeys((path, graph_path or path)):
-            save_graph(instrumented, place, overwrite=True)
+        save_graph(instrumented, path, overwrite=True)
+        if graph_path is not None and graph_path.endswith(TEXT_ENDING):
+            save_graph(instrumented, graph_path, overwrite=True)
         words = command_words(command, path)
         code = run_command(words, reader.feed, timeout)
     reader.finish(whole=code == 0)

@@ -28,7 +28,7 @@ from quantizer_core.errors import ConfigError
 from quantizer_core.evaluation.detectors import DETECTION_METRICS, detector_outputs
 from quantizer_core.evaluation.judge import EvaluationResult
 from quantizer_core.export import export_saved_model
-from quantizer_core.graph.files import save_graph
+from quantizer_core.graph.files import is_saved_model, save_graph
 from quantizer_core.planning.plan import QuantizationPlan
 from quantizer_core.quantize import Conversion
 from quantizer_core.stages import save_stages_after, stage_paths
@@ -162,7 +162,7 @@ def _check_request(request: Request) -> None:
         # Stages are replaced: a run that failed leaves the first of them.
         check_output(option, path, request.overwrite or option in stages, directory=path == request.saved_model)
     old = request.saved_model
-    if old is not None and tf.io.gfile.exists(old) and not tf.io.gfile.exists(os.path.join(old, "saved_model.pb")):
+    if old is not None and tf.io.gfile.exists(old) and not is_saved_model(old):
         raise ConfigError(
             f"{request.option('saved_model')}: {old!r} exists and is no SavedModel, so it is not replaced; remove it "
             "or name another directory"

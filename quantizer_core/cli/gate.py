@@ -51,13 +51,14 @@ def check_comparison(
 ) -> QuantizationConfig:
     """Raises what of a comparison can be known to fail before any work on it.
 
-    Returns the choices to compare by: without the label where the metric needs none and the first examples have none.
-
     Args:
       examples: those to compare on; only the first are read.
       config: the choices, with the label's feature.
       metric: of the gate.
       path: where the examples are, for the message.
+
+    Returns:
+      The choices to compare by: without the label where the metric needs none and the first examples have none.
 
     Raises:
       DataError: if there are no examples, or none of the first has the label or the objects that the metric needs.

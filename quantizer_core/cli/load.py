@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 from tensorflow.core.framework import graph_pb2
@@ -43,11 +42,9 @@ def load(path: str, signature: str | None = None, binary: bool | None = None) ->
       GraphError: if it is neither, or cannot be frozen.
       ConfigError: if a signature is named for a GraphDef file.
     """
-    import tensorflow as tf
+    from quantizer_core.graph.files import freeze_saved_model, is_saved_model, load_graph
 
-    from quantizer_core.graph.files import freeze_saved_model, load_graph
-
-    if not tf.io.gfile.isdir(path) or not tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
+    if not is_saved_model(path):
         if signature:
             raise ConfigError(f"--signature goes with a SavedModel, which {path!r} is not")
         return LoadedGraph(load_graph(path, binary))

@@ -17,7 +17,7 @@ from quantizer_core.graph.saved_model import FrozenModel, freeze_saved_model
 from quantizer_core.graph.state import check_frozen
 from quantizer_core.whole_file import whole_file
 
-__all__ = ["FrozenModel", "check_frozen", "freeze_saved_model", "load_graph", "save_graph"]
+__all__ = ["FrozenModel", "check_frozen", "freeze_saved_model", "is_saved_model", "load_graph", "save_graph"]
 
 #: Files of such names are written as text.
 TEXT_ENDING = ".pbtxt"
@@ -64,6 +64,11 @@ def load_graph(path: str | os.PathLike[str], binary: bool | None = None) -> grap
     return graph_def
 
 
+def is_saved_model(directory: str) -> bool:
+    """Tells whether a path is the directory of a SavedModel."""
+    return bool(tf.io.gfile.isdir(directory) and tf.io.gfile.exists(os.path.join(directory, "saved_model.pb")))
+
+
 def save_graph(graph_def: graph_pb2.GraphDef, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Writes a GraphDef: as text if the path ends in ``.pbtxt``, else binary; equal graphs give equal bytes.
 
@@ -104,7 +109,7 @@ def _check_free(path: str, overwrite: bool) -> None:
 def _read(path: str) -> bytes:
     try:
         if tf.io.gfile.isdir(path):
-            if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
+            if is_saved_model(path):
                 raise GraphError(f"{path!r} is a SavedModel, not a GraphDef; freeze it with freeze_saved_model() first")
             raise GraphError(f"{path!r} is a directory; name the GraphDef file (.pb or .pbtxt) inside it")
         if not tf.io.gfile.exists(path):

@@ -63,15 +63,19 @@ class _Records:
         of the same type at the same place.
         """
         own = self._made_by(artifact)
-        if own is None or self.step(own).component != "Importer":
+        if own is None or not self._imported(own):
             return own
         asked = self.artifacts[artifact]
         for id_, other in sorted(self.artifacts.items()):
             if id_ < artifact and (other.type, _place(other.uri)) == (asked.type, _place(asked.uri)):
                 made = self._made_by(id_)
-                if made is not None and self.step(made).component != "Importer":
+                if made is not None and not self._imported(made):
                     return made
         return own
+
+    def _imported(self, execution: int) -> bool:
+        (found,) = self.store.get_executions_by_id([execution])
+        return _component(found) == "Importer"
 
     def _made_by(self, artifact: int) -> int | None:
         from ml_metadata.proto import metadata_store_pb2 as proto
@@ -106,7 +110,7 @@ class _Records:
             {key: tuple(id_ for _, id_ in sorted(found)) for key, found in sorted(channels[side].items())}
             for side in ("inputs", "outputs")
         )
-        component = found.type.rpartition(".")[2]
+        component = _component(found)
         pipeline = contexts.get("pipeline", "")
         return Step(
             id=found.id,
@@ -121,6 +125,10 @@ class _Records:
             inputs=inputs,
             outputs=outputs,
         )
+
+
+def _component(execution: Any) -> str:
+    return str(execution.type.rpartition(".")[2])
 
 
 def _read_store(path: str) -> _Records:

@@ -124,11 +124,11 @@ class Structure:
         """Notes of each node, from the last on, whether something after it would read its first output as integers."""
         for node in reversed(order):
             self._wanted[node.name] = any(
-                edge.index >= 0 and edge.port == 0 and self._wants(edge.consumer, edge.index, self._wanted)
+                edge.index >= 0 and edge.port == 0 and self._wants(edge.consumer, edge.index)
                 for edge in self._graph.consumers(node.name)
             )
 
-    def _wants(self, consumer: NodeDef, index: int, wanted: Mapping[str, bool]) -> bool:
+    def _wants(self, consumer: NodeDef, index: int) -> bool:
         if consumer.name in self._groups:
             return index == 0 and not self._groups[consumer.name].pad
         if consumer.name in self._pads and index == 0:
@@ -136,7 +136,7 @@ class Structure:
         if (consumer.name, canonical(consumer.input[index])) in self._summands:
             return True
         if consumer.op in passive.PASSIVE_OPS:
-            useful = wanted.get(consumer.name, False)
+            useful = self._wanted.get(consumer.name, False)
             handed_on = index < len(passive.sources(self._graph, consumer))
             if not handed_on or not (useful or consumer.op in passive.POOL_OPS) or self._passive_refusal(consumer):
                 return False

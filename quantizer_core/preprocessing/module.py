@@ -10,7 +10,7 @@ from tensorflow.python.trackable.base import Trackable
 
 from quantizer_core.config import PreprocessConfig
 from quantizer_core.errors import ConfigError, QuantizerError, nearest
-from quantizer_core.preprocessing.tensors import example_shape
+from quantizer_core.preprocessing.tensors import example_shape, open_shape
 from quantizer_core.types import TensorSpec
 
 
@@ -85,8 +85,7 @@ def _checked(result: object, inputs: Sequence[TensorSpec], path: str) -> dict[st
             raise ConfigError(
                 f"preprocess of {path!r} returns {tensor.dtype.name} for {spec.name!r}, the graph wants {spec.dtype}"
             )
-        shape = example_shape(spec)
-        wanted = None if shape is None else [None if size < 0 else size for size in shape]
+        wanted = open_shape(example_shape(spec))
         if not tensor.shape.is_compatible_with(wanted):
             raise ConfigError(
                 f"preprocess of {path!r} returns shape {tensor.shape} for {spec.name!r}, the graph wants {wanted} "

@@ -33,6 +33,11 @@ def example_shape(spec: TensorSpec) -> tuple[int, ...] | None:
     return spec.shape[1:] if spec.shape is not None and spec.has_batch else spec.shape
 
 
+def open_shape(shape: tuple[int, ...] | None) -> list[int | None] | None:
+    """Returns a shape as TensorFlow takes it, which spells an unknown dimension None and not -1."""
+    return None if shape is None else [None if size < 0 else size for size in shape]
+
+
 def shape_is_open(shape: tuple[int, ...] | None) -> bool:
     """Whether the number of values alone does not fix the shape (unknown rank, or two and more unknown dimensions)."""
     return shape is None or sum(size < 0 for size in shape) > 1
@@ -67,4 +72,4 @@ def _tensor(table: FeatureTable, feature: str, spec: TensorSpec) -> tf.Tensor:
     stored = table[shape_feature(feature)].ints
     tensor = tf.reshape(values, tf.cast(stored, tf.int32))
     # The stored shape has to agree with what the graph does fix.
-    return tf.ensure_shape(tensor, None if shape is None else [None if size < 0 else size for size in shape])
+    return tf.ensure_shape(tensor, open_shape(shape))
